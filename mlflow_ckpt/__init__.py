@@ -1,0 +1,72 @@
+"""Resumable, verifiable Keras checkpoints in MLflow.
+
+Importing this package imports neither Keras nor MLflow: every name below is loaded
+on first use, because plugins and the command line import it in processes that need
+neither.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlflow_ckpt.callback import MlflowCheckpoint
+    from mlflow_ckpt.errors import CheckpointError
+    from mlflow_ckpt.exporting import export
+    from mlflow_ckpt.listing import list_checkpoints
+    from mlflow_ckpt.loader import download, load_model, load_weights, resolve
+    from mlflow_ckpt.policy import Every, Keep
+    from mlflow_ckpt.record import Checkpoint
+    from mlflow_ckpt.resume import Resume
+    from mlflow_ckpt.saving import save
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Checkpoint": "record",
+    "CheckpointError": "errors",
+    "Every": "policy",
+    "Keep": "policy",
+    "MlflowCheckpoint": "callback",
+    "Resume": "resume",
+    "download": "loader",
+    "export": "exporting",
+    "list_checkpoints": "listing",
+    "load_model": "loader",
+    "load_weights": "loader",
+    "resolve": "loader",
+    "save": "saving",
+}
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "Every",
+    "Keep",
+    "MlflowCheckpoint",
+    "Resume",
+    "__version__",
+    "download",
+    "export",
+    "list_checkpoints",
+    "load_model",
+    "load_weights",
+    "resolve",
+    "save",
+]
+
+logging.getLogger("mlflow_ckpt").addHandler(logging.NullHandler())
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

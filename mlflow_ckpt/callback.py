@@ -1,0 +1,225 @@
+"""The Keras callback: hooks only. `session.py` does the work.
+
+Keras calls callbacks in list order, and several of them act in the very hooks that a
+checkpoint needs to see finished: at the `on_epoch_end` of a callback listed first,
+ReduceLROnPlateau has not acted and History lacks the epoch; EarlyStopping resets itself
+in `on_train_begin`. So the callback appends a tail to the list that drives it, behind
+everybody, and works from there. It may stand first, in the middle or last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import keras
+
+from mlflow_ckpt import keras_internals
+from mlflow_ckpt.errors import ConfigError, ConflictingCallback, NotAvailable
+from mlflow_ckpt.policy import Every, Keep
+from mlflow_ckpt.resume import Resume
+from mlflow_ckpt.selector import Mode, validate_series
+from mlflow_ckpt.session import Options, SavePolicy, Session
+
+_LATER = {
+    "spool": "checkpoints go straight to the artifact store",
+    "interrupt": "signals are left to Python",
+    "when_busy": "each save is finished before training goes on",
+}
+
+
+class MlflowCheckpoint(keras.callbacks.Callback):
+    """Log checkpoints and their metrics to an MLflow run, and continue it by its run ID.
+
+    Args:
+        save_freq: `"epoch"`, a number of batches, or `Every(epochs= | steps= | seconds=)`.
+            The last epoch of a fit is always saved, so that a longer fit can continue it.
+        monitor: Name in the epoch's logs that ranks checkpoints; `None` ranks none.
+        mode: `"min"`, `"max"`, or `"auto"`: what Keras knows of the metric.
+        save_best_only: Keep the best, and one rolling resume point, and nothing else.
+        save_weights_only: Store `.weights.h5` instead of a whole model. Such a checkpoint
+            cannot be registered or served.
+        keep: What stays on the server, per series; `None` keeps all.
+        name: Name of the series: letters, digits, `_` and `-`.
+        run_id: The run; `None` takes the active one, else `MLFLOW_RUN_ID`.
+        resume: `"auto"` continues from the newest checkpoint that an earlier process wrote;
+            a selector or `Resume(...)` names one; `False` refuses a run that has some.
+        log_metrics: Whether to log the metrics of every epoch, not only of saved ones.
+        spool, interrupt, when_busy: Not available in this version: any value raises.
+        verbose: 1 prints a line per checkpoint.
+
+    Raises:
+        ConfigError: If an argument cannot be used.
+        NotAvailable: If an argument is not available in this version.
+
+    During `fit` it raises `NoActiveRun`, `RunNotFound`, `RunDeleted`, `UnsupportedStore`,
+    `SeriesInUse`, `ResumeError`, `ModelMismatch` and `DigestMismatch` before the first batch,
+    `MonitorMissing` at the first epoch's end, and `SaveFailed` where a save fails.
+
+    Example:
+
+    ```python
+    with mlflow.start_run():
+        model.fit(x, y, epochs=50, validation_data=(vx, vy), callbacks=[MlflowCheckpoint()])
+    ```
+    """
+
+    def __init__(
+        self,
+        *,
+        save_freq: Literal["epoch"] | int | Every = "epoch",
+        monitor: str | None = "val_loss",
+        mode: Literal["auto", "min", "max"] = "auto",
+        save_best_only: bool = False,
+        save_weights_only: bool = False,
+        keep: Keep | None = Keep(),  # noqa: B008 (frozen)
+        name: str = "ckpt",
+        run_id: str | None = None,
+        resume: str | bool | Resume = "auto",
+        log_metrics: bool = True,
+        spool: Any = None,
+        interrupt: Any = None,
+        when_busy: Any = None,
+        verbose: int = 0,
+    ) -> None:
+        super().__init__()
+        _refuse_later(spool=spool, interrupt=interrupt, when_busy=when_busy)
+        self._options = Options(
+            saves=_save_policy(save_freq, monitor, save_best_only, save_weights_only, keep),
+            monitor=_check_monitor(monitor),
+            mode=_check_mode(mode),
+            name=validate_series(name),
+            run_id=run_id,
+            resume=Resume.parse(resume),
+            log_metrics=log_metrics,
+            verbose=verbose,
+        )
+        self._tail: _Tail | None = None
+
+    def set_model(self, model: keras.Model) -> None:
+        """Join the list that drives us. Keras calls this once per `fit`."""
+        super().set_model(model)
+        callbacks = keras_internals.calling_callback_list()
+        if callbacks is None:
+            raise ConfigError(
+                "MlflowCheckpoint works inside a keras.callbacks.CallbackList: give it to "
+                "model.fit(callbacks=[...]), or wrap it in a CallbackList in a loop of your own."
+            )
+        _refuse_conflicts(callbacks)
+        if self._tail is None or self._tail.callbacks is not callbacks:
+            self._tail = _Tail(self._options, callbacks)
+            keras_internals.append_callback(callbacks, self._tail)
+
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Nothing: its presence makes Keras call batch hooks in line, in order."""
+
+
+class _Tail(keras.callbacks.Callback):
+    """Stands behind every other callback and forwards to the session."""
+
+    def __init__(self, options: Options, callbacks: keras.callbacks.CallbackList) -> None:
+        super().__init__()
+        self.callbacks = callbacks
+        self._options = options
+        self._session: Session | None = None
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        self._session = Session(self._options, self.model, self.callbacks)
+        self._session.begin(self.params or {})
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        self._running.epoch_begin()
+
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        self._running.batch_end(batch)
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        self._running.epoch_end(epoch, logs)
+
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        self._running.end()
+        self._session = None
+
+    @property
+    def _running(self) -> Session:
+        assert self._session is not None, "on_train_begin comes first"
+        return self._session
+
+
+def _refuse_later(**arguments: Any) -> None:
+    for name, value in arguments.items():
+        if value is not None:
+            raise NotAvailable(
+                f"The argument {name!r} is not available in this version ({_LATER[name]}). "
+                f"Leave it out. Received: {name}={value!r}"
+            )
+
+
+def _check_monitor(monitor: str | None) -> str | None:
+    if monitor is None or (isinstance(monitor, str) and monitor.strip()):
+        return monitor
+    raise ConfigError(f"Expected the name of a metric, or None. Received: monitor={monitor!r}")
+
+
+def _check_mode(mode: str) -> Mode | None:
+    if mode not in ("auto", "min", "max"):
+        raise ConfigError(f"Expected 'auto', 'min' or 'max'. Received: mode={mode!r}")
+    return None if mode == "auto" else mode  # type: ignore[return-value]
+
+
+def _save_policy(
+    save_freq: str | int | Every,
+    monitor: str | None,
+    best_only: bool,
+    weights_only: bool,
+    keep: Keep | None,
+) -> SavePolicy:
+    every = Every.parse(save_freq)
+    if keep is not None and not isinstance(keep, Keep):
+        raise ConfigError(f"Expected Keep(last=, best=, every=) or None. Received: keep={keep!r}")
+    if best_only and (keep is None or monitor is None):
+        raise ConfigError(
+            "save_best_only=True needs a monitor and a keep policy: it keeps the best and one resume "
+            f"point. Received: monitor={monitor!r}, keep={keep!r}"
+        )
+    if best_only and keep is not None:
+        keep = Keep(last=1, best=keep.best or 1, every=keep.every)
+    # Without an epoch trigger the best epoch might never be saved.
+    missed = monitor is not None and monitor.startswith("val_") and every.epochs is None
+    return SavePolicy(
+        every=every, keep=keep, on_improvement=best_only or missed, weights_only=weights_only
+    )
+
+
+def _refuse_conflicts(callbacks: keras.callbacks.CallbackList) -> None:
+    """Refuse savers that write legacy `.h5` from the live model, and a second series of one name.
+
+    Keras's legacy writer pops the optimizer out of the model's compile config, and every
+    later `.keras` of that model reloads as RMSprop with part of its variables.
+    """
+    names: set[str] = set()
+    for callback in callbacks.callbacks:
+        kind = type(callback).__name__
+        path = str(getattr(callback, "filepath", ""))
+        if isinstance(callback, MlflowCheckpoint):
+            if callback._options.name in names:
+                raise ConfigError(
+                    f"Two MlflowCheckpoint callbacks write the series {callback._options.name!r}. "
+                    "Give one of them another name=."
+                )
+            names.add(callback._options.name)
+        elif kind == "MlflowModelCheckpointCallback" and not getattr(
+            callback, "save_weights_only", False
+        ):
+            raise ConflictingCallback(
+                "MLflow's own checkpoint callback saves the live model as legacy .h5, which damages "
+                "its optimizer for every later save. Switch it off: "
+                "mlflow.tensorflow.autolog(checkpoint=False)."
+            )
+        elif isinstance(callback, keras.callbacks.ModelCheckpoint) and (
+            path.endswith((".h5", ".hdf5")) and not path.endswith(".weights.h5")
+        ):
+            raise ConflictingCallback(
+                "ModelCheckpoint saves the live model as legacy .h5, which damages its optimizer for "
+                f"every later save. Give it a path ending in .keras. Received: filepath={path!r}"
+            )

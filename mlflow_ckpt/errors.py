@@ -1,0 +1,196 @@
+"""Every error this package raises on purpose.
+
+Each class also subclasses the builtin a caller would reach for, so that
+`except ValueError` keeps working, and each message says what was expected,
+what was received and what to do next.
+
+    CheckpointError
+    ├── ConfigError (ValueError)                a bad argument
+    │   └── NotAvailable (NotImplementedError)  an argument this version cannot honour
+    ├── SelectorError (ValueError)              a selector that cannot be read
+    ├── NotFound (LookupError)
+    │   ├── RunNotFound
+    │   ├── RunDeleted
+    │   ├── SeriesNotFound
+    │   ├── NoCheckpoints
+    │   ├── CheckpointNotFound
+    │   └── MetricNotFound
+    ├── NoActiveRun (RuntimeError)
+    ├── MonitorMissing (LookupError)
+    ├── IntegrityError (ValueError)
+    │   ├── ManifestError
+    │   ├── FormatTooNew
+    │   └── DigestMismatch
+    ├── ModelMismatch (ValueError)
+    ├── ModelNotBuilt (ValueError)
+    ├── ArchitectureMissing (ValueError)
+    ├── ModelNotLoadable (ValueError)
+    ├── ResumeError (RuntimeError)
+    │   └── SeriesInUse
+    ├── ConflictingCallback (RuntimeError)
+    └── StoreError (RuntimeError)
+        ├── UnsupportedStore
+        └── SaveFailed
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ArchitectureMissing",
+    "CheckpointError",
+    "CheckpointNotFound",
+    "ConfigError",
+    "ConflictingCallback",
+    "DigestMismatch",
+    "FormatTooNew",
+    "IntegrityError",
+    "ManifestError",
+    "MetricNotFound",
+    "ModelMismatch",
+    "ModelNotBuilt",
+    "ModelNotLoadable",
+    "MonitorMissing",
+    "NoActiveRun",
+    "NoCheckpoints",
+    "NotAvailable",
+    "NotFound",
+    "ResumeError",
+    "RunDeleted",
+    "RunNotFound",
+    "SaveFailed",
+    "SelectorError",
+    "SeriesInUse",
+    "SeriesNotFound",
+    "StoreError",
+    "UnsupportedStore",
+]
+
+
+class CheckpointError(Exception):
+    """Base class of every error raised by `mlflow_ckpt`."""
+
+
+class ConfigError(CheckpointError, ValueError):
+    """An argument has a value that cannot be used."""
+
+
+class NotAvailable(ConfigError, NotImplementedError):
+    """An argument is part of the design but not of this version."""
+
+
+class SelectorError(CheckpointError, ValueError):
+    """A selector such as `best(val_loss,min)@head` cannot be read."""
+
+
+class NotFound(CheckpointError, LookupError):
+    """What was asked for does not exist on the tracking server."""
+
+
+class RunNotFound(NotFound):
+    """No run has this ID on this tracking server."""
+
+
+class RunDeleted(NotFound):
+    """The run exists but is in the deleted lifecycle stage."""
+
+
+class SeriesNotFound(NotFound):
+    """The run has no such series, or has several and none was named."""
+
+
+class NoCheckpoints(NotFound):
+    """The run exists but holds no committed checkpoint."""
+
+
+class CheckpointNotFound(NotFound):
+    """The run has checkpoints, but none with this step, epoch or kind."""
+
+
+class MetricNotFound(NotFound):
+    """No committed checkpoint has a finite value of this metric."""
+
+
+class NoActiveRun(CheckpointError, RuntimeError):
+    """No run was named and none is active."""
+
+
+class MonitorMissing(CheckpointError, LookupError):
+    """The monitored quantity is not among the logs of the epoch.
+
+    Attributes:
+        monitor: The name that was asked for.
+        available: The names that the epoch's logs hold.
+    """
+
+    def __init__(self, message: str, *, monitor: str, available: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.monitor = monitor
+        self.available = available
+
+
+class IntegrityError(CheckpointError, ValueError):
+    """The bytes of a checkpoint are not the bytes that were committed."""
+
+
+class ManifestError(IntegrityError):
+    """`manifest.json` is missing, unreadable or not of the specified form."""
+
+
+class FormatTooNew(IntegrityError):
+    """The checkpoint was written in a newer major format than this version reads."""
+
+
+class DigestMismatch(IntegrityError):
+    """A file's size or digest differs from the manifest, or the manifest's from its tag.
+
+    Attributes:
+        path: POSIX path of the file, relative to the checkpoint.
+        expected: What the record says (a digest, or a size in bytes).
+        found: What the file has.
+    """
+
+    def __init__(self, message: str, *, path: str, expected: str, found: str) -> None:
+        super().__init__(message)
+        self.path = path
+        self.expected = expected
+        self.found = found
+
+
+class ModelMismatch(CheckpointError, ValueError):
+    """The model at hand does not fit the checkpoint. Nothing was assigned."""
+
+
+class ModelNotBuilt(CheckpointError, ValueError):
+    """The model has no variables yet, so nothing can be loaded into it."""
+
+
+class ArchitectureMissing(CheckpointError, ValueError):
+    """A weights-only checkpoint without a config cannot become a model by itself."""
+
+
+class ModelNotLoadable(CheckpointError, ValueError):
+    """Keras refused the verified file: an unknown class, or code that safe mode forbids."""
+
+
+class ResumeError(CheckpointError, RuntimeError):
+    """The run cannot be continued the way this `fit` asks for."""
+
+
+class SeriesInUse(ResumeError):
+    """A rebuilt model in the same process would overwrite a completed series."""
+
+
+class ConflictingCallback(CheckpointError, RuntimeError):
+    """Another callback of the same `fit` would corrupt the model or its checkpoints."""
+
+
+class StoreError(CheckpointError, RuntimeError):
+    """The tracking server or the artifact store refused a request."""
+
+
+class UnsupportedStore(StoreError):
+    """The tracking backend has no logged models: MLflow 2, or the file store."""
+
+
+class SaveFailed(StoreError):
+    """A checkpoint could not be committed. Earlier ones are untouched."""

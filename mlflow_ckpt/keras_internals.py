@@ -1,0 +1,125 @@
+"""The only module that touches what Keras does not promise to keep.
+
+Each function names the private thing it leans on. `tests/test_keras_internals.py`
+fails by name when one of them moves, so that an upgrade breaks there and not in
+somebody's resume. Checked against Keras 3.12 to 3.15.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import keras
+import numpy as np
+from keras.src.backend.common import global_state
+from keras.src.random import seed_generator
+from keras.src.saving import saving_lib
+
+from mlflow_ckpt.selector import Mode
+
+
+def _frames() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def calling_callback_list() -> keras.callbacks.CallbackList | None:
+    """The `CallbackList` that is calling us now, or `None`.
+
+    Keras gives a callback no way to see its siblings; the list is `self` in a frame below.
+    """
+    for frame in _frames():
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, keras.callbacks.CallbackList):
+            return owner
+    return None
+
+
+def append_callback(callbacks: keras.callbacks.CallbackList, last: keras.callbacks.Callback) -> None:
+    """Put `last` behind every callback of the list, Keras's own included.
+
+    The list's loops see an element appended while they run. Asynchronous dispatch
+    (`_async_train`), which Keras picks before it knows of `last`, is switched off: batch
+    ends must not race with the next step.
+    """
+    if last not in callbacks.callbacks:
+        callbacks.callbacks.append(last)
+    callbacks._async_train = False
+
+
+def fit_arguments() -> Mapping[str, Any]:
+    """Arguments of the `Trainer.fit` that is running below us, or an empty mapping.
+
+    Keras passes callbacks neither `initial_epoch` nor the validation settings.
+    """
+    for frame in _frames():
+        names = frame.f_locals
+        if frame.f_code.co_name == "fit" and "initial_epoch" in names and "epoch_iterator" in names:
+            wanted = ("initial_epoch", "epochs", "validation_data", "validation_freq")
+            return {name: names[name] for name in wanted if name in names}
+    return {}
+
+
+def set_initial_epoch(model: keras.Model, epoch: int) -> None:
+    """Make the running `fit` begin at `epoch` (`model._initial_epoch`, read after on_train_begin)."""
+    model._initial_epoch = epoch
+
+
+def clear_initial_epoch(model: keras.Model) -> None:
+    """Undo `set_initial_epoch`. Keras resets it nowhere: the next plain `fit` would start late."""
+    model._initial_epoch = None
+
+
+def metric_directions(model: keras.Model) -> dict[str, Mode]:
+    """Direction of each metric that knows its own (`Metric._direction`, `CompileMetrics.metrics`)."""
+    flat: list[Any] = []
+    for metric in model.metrics:
+        flat.extend(getattr(metric, "metrics", None) or [metric])
+    found: dict[str, Mode] = {"loss": "min"}
+    for metric in flat:
+        direction = getattr(metric, "_direction", None)
+        if direction in ("up", "down"):
+            found.setdefault(metric.name, "max" if direction == "up" else "min")
+    return found
+
+
+def trained_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:
+    """The variables an optimizer was built on, in its own order (`_trainable_variables`)."""
+    inner = getattr(optimizer, "inner_optimizer", None)
+    if inner is not None:
+        return trained_variables(inner)
+    return list(getattr(optimizer, "_trainable_variables", []) or [])
+
+
+def load_whole_state(model: keras.Model, path: str) -> None:
+    """Load weights and every built optimizer from a `.keras` or `.weights.h5` file."""
+    saving_lib.load_weights_only(model, path)
+
+
+@contextmanager
+def untouched_python_rng() -> Iterator[None]:
+    """Keep Python's generator still: an unseeded Keras layer or generator draws its seed from it."""
+    state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
+def global_seed_state() -> np.ndarray[Any, Any] | None:
+    """State of Keras's global seed generator (uint32, shape (2,)), `None` before its first use."""
+    generator = global_state.get_global_attribute(seed_generator.GLOBAL_SEED_GENERATOR)
+    return None if generator is None else np.asarray(generator.state)
+
+
+def restore_global_seed_state(state: np.ndarray[Any, Any]) -> None:
+    """Assign what `global_seed_state` returned."""
+    with untouched_python_rng():
+        seed_generator.global_seed_generator().state.assign(state)

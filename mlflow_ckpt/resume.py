@@ -1,0 +1,295 @@
+"""Decide where a `fit` begins, and put a checkpoint's state into it.
+
+    plan()     which fit of the series this is, and what to restore, if anything
+    restore()  fetch, verify, hold against the model, and only then assign
+
+Fits of a series are counted. `fit(epochs=10)` called twice on one model makes fit 1 and
+fit 2, epochs 1..10 and 11..20; after a kill in the second, the same script finds fit 1
+complete and continues inside fit 2.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+
+from mlflow_ckpt import callback_state, fingerprint, formats, training_state
+from mlflow_ckpt.errors import ConfigError, NotAvailable, ResumeError, SeriesInUse
+from mlflow_ckpt.loader import Fetched, find
+from mlflow_ckpt.record import Checkpoint, Run, Series
+from mlflow_ckpt.selector import Selector
+from mlflow_ckpt.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resume:
+    """How to continue a run.
+
+    Attributes:
+        which: `"auto"` (the newest checkpoint, if there is one) or a selector.
+        allow: Differences to accept. Not available in this version.
+        force: Take over from a live writer. Not available in this version.
+
+    Raises:
+        SelectorError: If `which` cannot be read.
+        NotAvailable: If `allow` or `force` is set.
+    """
+
+    which: str = "auto"
+    allow: tuple[str, ...] = ()
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.allow or self.force:
+            raise NotAvailable(
+                "Resume(allow=..., force=...) is not available in this version. "
+                "To start from other weights, use load_weights(model, run_id, which) and a new run."
+            )
+        if self.which != "auto":
+            Selector.parse(self.which)
+
+    @classmethod
+    def parse(cls, resume: str | bool | Resume) -> Resume | None:
+        """Read the callback's `resume=`; `None` means: never restore.
+
+        Raises:
+            ConfigError: If it is of another type.
+        """
+        if resume is False:
+            return None
+        if isinstance(resume, Resume):
+            return resume
+        if isinstance(resume, str):
+            return cls(which=resume)
+        raise ConfigError(f"Expected 'auto', a selector, Resume(...) or False. Received: resume={resume!r}")
+
+
+@dataclass
+class Progress:
+    """What this process did with one series.
+
+    Attributes:
+        model: The model it trained.
+        fit: Number of the fit that began last.
+        status: `running` until `fit` returns; a fit that raised stays `running`.
+        behind: Whether the run holds a later fit than the ones repeated here so far.
+        epoch, step, best: What the series has reached.
+    """
+
+    model: weakref.ref[keras.Model]
+    fit: int
+    status: Literal["running", "completed"] = "running"
+    behind: bool = False
+    epoch: int = 0
+    step: int = 0
+    best: float | None = None
+
+
+_PROGRESS: dict[tuple[str, str, str], Progress] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Where a `fit` begins.
+
+    Attributes:
+        fit: Which fit of the series this is, from 1.
+        offset: Added to Keras's epoch number to get the epoch of the series.
+        epoch, step: What the series has completed.
+        best: Best finite monitor value so far.
+        initial_epoch: The `initial_epoch` the user gave this fit when it first began.
+        restore: The checkpoint to put into the model, or `None`.
+        state: Its training state.
+        finished: Whether there is nothing left to train.
+        behind: Whether the run holds a later fit than this one.
+    """
+
+    fit: int
+    offset: int
+    epoch: int
+    step: int
+    best: float | None = None
+    initial_epoch: int = 0
+    restore: Checkpoint | None = None
+    state: Mapping[str, Any] = field(default_factory=dict)
+    finished: bool = False
+    behind: bool = False
+
+
+def track(store: Store, run: Run, series: Series, model: keras.Model, begun: Plan) -> Progress:
+    """Note that this process now writes the series."""
+    progress = Progress(model=weakref.ref(model), fit=begun.fit, behind=begun.behind)
+    _PROGRESS[(store.uri, run.run_id, series.name)] = progress
+    return progress
+
+
+def this_fit(store: Store, run: Run, series: str, model: keras.Model) -> tuple[int, Progress | None]:
+    """Number of the fit that begins now, and what this process did with the series before.
+
+    Raises:
+        SeriesInUse: If another model object has completed a fit of it in this process.
+    """
+    earlier = _PROGRESS.get((store.uri, run.run_id, series))
+    if earlier is None:
+        return 1, None
+    if earlier.status == "running":
+        return earlier.fit, earlier
+    if earlier.model() is model:
+        return earlier.fit + 1, earlier
+    raise SeriesInUse(
+        f"Another model has already completed the series {series!r} of run {run.run_id} in this "
+        f"process. A rebuilt model would mix two trainings: pass name='{series}2' for a series "
+        "of its own, or start a new run."
+    )
+
+
+def plan(
+    store: Store,
+    run: Run,
+    series: Series,
+    resume: Resume | None,
+    fit: int,
+    earlier: Progress | None,
+    arguments: Mapping[str, Any],
+    *,
+    known: bool,
+) -> tuple[Plan, Path | None]:
+    """Decide where the fit begins; see the module's docstring.
+
+    Args:
+        arguments: `initial_epoch` and `epochs` of the running fit.
+        known: Whether the run has this series at all; if not, nothing is searched.
+
+    Raises:
+        ResumeError: If the user's `initial_epoch` contradicts the run, or `resume=False`
+            would write a second epoch 1 into it.
+        NoCheckpoints, CheckpointNotFound: If an explicit selector finds nothing.
+    """
+    asked = int(arguments.get("initial_epoch", 0))
+    if earlier is not None and earlier.status == "completed" and not earlier.behind:
+        return _next_fit(fit, earlier, asked), None
+    newest = _choose(store, run, series, resume) if known or _explicit(resume) else None
+    if newest is None:
+        return Plan(fit=fit, offset=0, epoch=asked, step=0, initial_epoch=asked), None
+    if resume is None:
+        raise ResumeError(
+            f"Run {run.run_id} already holds the series {series.name!r} up to epoch {newest.epoch}, "
+            "and resume=False would write its first epochs again. Start a new run, or pass "
+            f"name='{series.name}2'."
+        )
+    return _from_checkpoint(store, newest, fit, asked, int(arguments.get("epochs", 0)))
+
+
+def _explicit(resume: Resume | None) -> bool:
+    return resume is not None and resume.which != "auto"
+
+
+def _choose(store: Store, run: Run, series: Series, resume: Resume | None) -> Checkpoint | None:
+    if resume is None or resume.which == "auto":
+        return store.resume_point(run, series)
+    chosen = find(store, run, Selector.parse(resume.which), series)
+    if chosen.kind not in ("epoch", "batch"):
+        raise ResumeError(
+            f"A fit can only continue from a checkpoint that a fit wrote. Received: {resume.which!r}, "
+            f"which is {chosen.name} (saved by hand, or an end state). Take its weights with "
+            "load_weights(model, run_id, which) and start a new run."
+        )
+    return chosen
+
+
+def _next_fit(fit: int, earlier: Progress, asked: int) -> Plan:
+    return Plan(
+        fit=fit,
+        offset=earlier.epoch - asked,
+        epoch=earlier.epoch,
+        step=earlier.step,
+        best=earlier.best,
+        initial_epoch=asked,
+    )
+
+
+def _from_checkpoint(
+    store: Store, newest: Checkpoint, fit: int, asked: int, epochs: int
+) -> tuple[Plan, Path]:
+    """Read the checkpoint's training state (verified) and continue where it stands."""
+    folder = Path(tempfile.mkdtemp(prefix="mlflow-ckpt-"))
+    manifest = store.manifest(newest, folder)
+    store.fetch(newest, manifest, (training_state.PATH,), folder)
+    state = training_state.read(folder / training_state.PATH)
+    written, offset = int(state["fit"]), int(state["offset"])
+    if written < fit:
+        # The fits before this one are complete, in an earlier process: a fresh fit follows.
+        begun = Plan(
+            fit=fit, offset=newest.epoch - asked, epoch=newest.epoch, step=newest.step,
+            best=state["best"], initial_epoch=asked,
+        )  # fmt: skip
+        return begun, folder
+    local = newest.epoch - offset
+    if asked not in (0, int(state["initial_epoch"]), local):
+        raise ResumeError(
+            f"Run {newest.run_id} continues after epoch {local}, and fit was given "
+            f"initial_epoch={asked}. Leave initial_epoch out: the run knows where it stopped."
+        )
+    stopped = bool(state["stop_training"]) and epochs <= int(state["epochs"])
+    return Plan(
+        fit=fit,
+        offset=offset,
+        epoch=newest.epoch,
+        step=newest.step,
+        best=state["best"],
+        initial_epoch=int(state["initial_epoch"]),
+        restore=newest,
+        state=state,
+        finished=written > fit or stopped or local >= epochs,
+        behind=written > fit,
+    ), folder
+
+
+def restore(
+    store: Store,
+    model: keras.Model,
+    callbacks: Sequence[keras.callbacks.Callback],
+    begun: Plan,
+    folder: Path,
+) -> list[str]:
+    """Put the planned checkpoint into the model and the callbacks.
+
+    Returns:
+        What was in the checkpoint and found no place, in words.
+
+    Raises:
+        DigestMismatch: If a file is not the committed one. Nothing was assigned.
+        ModelMismatch: If the model or an optimizer does not fit. Nothing was assigned.
+    """
+    assert begun.restore is not None
+    checkpoint, state = begun.restore, begun.state
+    source = f"checkpoint {checkpoint.name} of run {checkpoint.run_id}"
+    manifest = store.manifest(checkpoint, folder)
+    store.fetch(checkpoint, manifest, (formats.MODEL, formats.WEIGHTS), folder)
+    if not model.built and state.get("build_config"):
+        model.build_from_config(state["build_config"])
+    fingerprint.check_architecture(model, manifest.model, source=source, strict_dtype=True)
+    fingerprint.build_optimizers(model, manifest.model, source=source)
+    formats.load_training_state(model, folder, source=source)
+    left = training_state.restore_variables(model, state["variables"])
+    training_state.restore_generators(state["generators"])
+    return left + callback_state.restore(callbacks, state["callbacks"])
+
+
+def restore_end(store: Store, model: keras.Model, end: Checkpoint) -> None:
+    """Put the state in which a completed fit left its model back into it.
+
+    Raises:
+        DigestMismatch, ModelMismatch: As `restore`.
+    """
+    with Fetched(store, end, (formats.MODEL, formats.WEIGHTS)) as fetched:
+        fingerprint.check_architecture(
+            model, fetched.manifest.model, source=fetched.source, strict_dtype=True
+        )
+        formats.load_training_state(model, fetched.path, source=fetched.source)

@@ -1,0 +1,16 @@
+"""The only door to MLflow: everything this package says to a tracking server.
+
+    _connection   runs, experiments, and MLflow's exceptions in our words
+    _query        find and list committed checkpoints
+    _commit       create, upload, finalize, delete
+    _card         MLmodel and environment files, made once per process
+
+No other module imports `mlflow`; a lint rule and a test keep it so.
+"""
+
+from mlflow_ckpt.store._card import write_card
+from mlflow_ckpt.store._commit import Commit
+from mlflow_ckpt.store._connection import now_ms
+from mlflow_ckpt.store._store import Store
+
+__all__ = ["Commit", "Store", "now_ms", "write_card"]

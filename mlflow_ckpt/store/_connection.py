@@ -1,0 +1,116 @@
+"""Reach the tracking server, find the run, and say in our words what went wrong."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import LifecycleStage
+from mlflow.exceptions import MlflowException
+
+from mlflow_ckpt.errors import NoActiveRun, RunDeleted, RunNotFound, StoreError, UnsupportedStore
+from mlflow_ckpt.record import Run
+
+_KIND_TAG = "mlflow.experimentKind"
+_KIND = "custom_model_development"
+_UPGRADE = (
+    "Checkpoints are MLflow 3 logged models. Use a tracking server of MLflow 3 or later "
+    'with a database, or mlflow.set_tracking_uri("sqlite:///mlflow.db").'
+)
+
+
+def now_ms() -> int:
+    """Milliseconds since the Unix epoch, as MLflow stamps its rows."""
+    return time.time_ns() // 1_000_000
+
+
+@contextmanager
+def translated(action: str) -> Iterator[None]:
+    """Turn MLflow's exceptions into `StoreError`, with what was being done in front."""
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code == "ENDPOINT_NOT_FOUND":
+            raise UnsupportedStore(
+                f"The tracking server {mlflow.get_tracking_uri()} does not know logged models "
+                f"({action}). {_UPGRADE}"
+            ) from error
+        raise StoreError(f"The tracking server refused to {action}: {error}") from error
+
+
+def connect() -> MlflowClient:
+    """A client of the current tracking URI.
+
+    Raises:
+        UnsupportedStore: If the URI names MLflow's file store.
+    """
+    uri = mlflow.get_tracking_uri()
+    if urlsplit(uri).scheme in ("", "file") or len(urlsplit(uri).scheme) == 1:
+        raise UnsupportedStore(f"The file store cannot hold checkpoints. Received: {uri!r}. {_UPGRADE}")
+    with translated("connect"):
+        return MlflowClient(tracking_uri=uri)
+
+
+def current_run_id(run_id: str | None) -> str:
+    """`run_id`, else the active run's, else `MLFLOW_RUN_ID`.
+
+    Raises:
+        NoActiveRun: If there is none of them.
+    """
+    if run_id:
+        return run_id
+    active = mlflow.active_run()
+    if active is not None:
+        return str(active.info.run_id)
+    if from_environment := os.environ.get("MLFLOW_RUN_ID"):
+        return from_environment
+    raise NoActiveRun(
+        "No MLflow run is active and none was named. Put the call into "
+        "`with mlflow.start_run():`, or pass run_id='...'."
+    )
+
+
+def get_run(client: MlflowClient, run_id: str) -> Run:
+    """Look up a run.
+
+    Raises:
+        RunNotFound: If the server does not know it.
+        RunDeleted: If it was deleted.
+    """
+    try:
+        found = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise RunNotFound(
+                f"No run {run_id!r} on the tracking server {mlflow.get_tracking_uri()}. "
+                "Check the ID, and MLFLOW_TRACKING_URI or mlflow.set_tracking_uri(...)."
+            ) from error
+        raise StoreError(f"The tracking server refused to read run {run_id!r}: {error}") from error
+    if found.info.lifecycle_stage == LifecycleStage.DELETED:
+        raise RunDeleted(
+            f"The run {run_id!r} is deleted. Restore it with: mlflow runs restore --run-id {run_id}"
+        )
+    return Run(
+        run_id=found.info.run_id,
+        experiment_id=found.info.experiment_id,
+        name=found.info.run_name or "",
+        status=found.info.status,
+        tags=dict(found.data.tags),
+        params=dict(found.data.params),
+        metric_names=frozenset(found.data.metrics),
+    )
+
+
+def show_as_model_development(client: MlflowClient, experiment_id: str) -> None:
+    """Let the UI open the experiment with its Models view, unless somebody chose a view.
+
+    Without the tag the UI shows "Agent versions" in place of "Models" (seen on MLflow 3.17).
+    """
+    with translated("read the experiment"):
+        if _KIND_TAG not in client.get_experiment(experiment_id).tags:
+            client.set_experiment_tag(experiment_id, _KIND_TAG, _KIND)

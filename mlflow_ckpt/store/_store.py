@@ -1,0 +1,171 @@
+"""One object for everything the rest of the package asks of MLflow."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import mlflow
+from mlflow.entities import Metric, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+from mlflow_ckpt.errors import DigestMismatch, StoreError
+from mlflow_ckpt.manifest import FILENAME, Manifest
+from mlflow_ckpt.record import FINAL_TAG, Checkpoint, MetricRow, Run, Series
+from mlflow_ckpt.selector import Mode
+from mlflow_ckpt.store import _commit, _connection, _query
+from mlflow_ckpt.store._card import versions
+from mlflow_ckpt.store._connection import translated
+
+_logger = logging.getLogger("mlflow_ckpt")
+
+
+class Store:
+    """Checkpoints of runs on the current tracking server.
+
+    Raises:
+        UnsupportedStore: If the tracking URI names the file store.
+    """
+
+    def __init__(self) -> None:
+        self.uri: str = mlflow.get_tracking_uri()
+        self._client = _connection.connect()
+        self._cannot_delete = False
+
+    # --- runs -----------------------------------------------------------------
+
+    def run(self, run_id: str | None = None) -> Run:
+        """The run with this ID, else the active one; see `_connection` for what is raised."""
+        return _connection.get_run(self._client, _connection.current_run_id(run_id))
+
+    def prepare_experiment(self, run: Run) -> None:
+        """Let the UI show the experiment's Models view."""
+        _connection.show_as_model_development(self._client, run.experiment_id)
+
+    def set_series(self, run: Run, series: Series) -> None:
+        """Record a series: as a tag, which readers filter by, and as an artifact, whole.
+
+        The artifact also keeps the run page's Artifacts tab alive: a run without one of
+        its own opens its first logged model there, and fails if that was pruned
+        (seen on MLflow 3.17).
+        """
+        with translated("record the series"):
+            self._client.set_tag(run.run_id, series.tag, series.to_json())
+            document = {"series": series.name, **json.loads(series.to_json())}
+            self._client.log_dict(run.run_id, document, f"checkpoints/{series.name}.json")
+
+    def set_tag(self, run: Run, key: str, value: str) -> None:
+        with translated("set a tag"):
+            self._client.set_tag(run.run_id, key, value)
+
+    # --- curves ---------------------------------------------------------------
+
+    def log_rows(self, run: Run, rows: Iterable[MetricRow], tags: Iterable[tuple[str, str]] = ()) -> None:
+        """Add points to the run's curves, in one request."""
+        with translated("log metrics"):
+            self._client.log_batch(
+                run.run_id,
+                metrics=[Metric(r.key, r.value, r.timestamp, r.step) for r in rows],
+                tags=[RunTag(key, value) for key, value in tags],
+            )
+
+    def rows(self, run: Run, key: str) -> dict[int, MetricRow]:
+        """The run's curve of `key`, by step."""
+        with translated(f"read the metric {key!r}"):
+            history = self._client.get_metric_history(run.run_id, key)
+        return {m.step: MetricRow(key=key, value=m.value, timestamp=m.timestamp, step=m.step) for m in history}
+
+    # --- checkpoints ----------------------------------------------------------
+
+    def latest(self, run: Run, series: Series) -> Checkpoint | None:
+        return _query.newest(self._client, run, series, _query.kinds(*_query.ANY_KIND))
+
+    def resume_point(self, run: Run, series: Series) -> Checkpoint | None:
+        """The newest checkpoint that a `fit` wrote."""
+        return _query.newest(self._client, run, series, _query.kinds("epoch", "batch"))
+
+    def final(self, run: Run, series: Series) -> Checkpoint | None:
+        return _query.newest(self._client, run, series, _query.FINAL)
+
+    def best(self, run: Run, series: Series, metric: str, mode: Mode) -> Checkpoint | None:
+        return _query.best(self._client, run, series, metric, mode)
+
+    def at_step(self, run: Run, series: Series, step: int) -> Checkpoint | None:
+        clauses = (_query.tag("ckpt.step", str(step)), _query.kinds(*_query.ANY_KIND))
+        return _query.newest(self._client, run, series, *clauses)
+
+    def at_epoch(self, run: Run, series: Series, epoch: int) -> Checkpoint | None:
+        clauses = (_query.tag("ckpt.epoch", str(epoch)), _query.kinds("epoch", "manual"))
+        return _query.newest(self._client, run, series, *clauses)
+
+    def checkpoints(self, run: Run, series: Series) -> list[Checkpoint]:
+        """All committed ones, oldest first, the end state included."""
+        return _query.everything(self._client, run, series)
+
+    def commit(self, request: _commit.Commit) -> Checkpoint:
+        return _commit.commit(self._client, request)
+
+    def mark_final(self, checkpoint: Checkpoint) -> None:
+        """Say that a committed checkpoint is also the state in which `fit` left the model."""
+        with translated(f"mark {checkpoint.name} as final"):
+            self._client.set_logged_model_tags(checkpoint.model_id, {FINAL_TAG: "true"})
+
+    def delete(self, checkpoints: Iterable[Checkpoint]) -> None:
+        """Delete checkpoints; where the artifact store cannot, warn once and go on."""
+        for checkpoint in checkpoints:
+            reason = _commit.delete(self._client, checkpoint)
+            if reason and not self._cannot_delete:
+                self._cannot_delete = True
+                _logger.warning(
+                    "The artifact store cannot delete files (%s). Old checkpoints leave the list "
+                    "but their files stay at %s.", reason, checkpoint.artifact_uri
+                )  # fmt: skip
+
+    # --- files ----------------------------------------------------------------
+
+    def manifest(self, checkpoint: Checkpoint, directory: Path) -> Manifest:
+        """Fetch and check a checkpoint's manifest.
+
+        Raises:
+            DigestMismatch: If it is missing or not the committed one.
+        """
+        path = self._fetch(checkpoint, FILENAME, directory)
+        return Manifest.parse(path.read_bytes(), digest=checkpoint.digest)
+
+    def fetch(
+        self, checkpoint: Checkpoint, manifest: Manifest, paths: Sequence[str], directory: Path
+    ) -> None:
+        """Copy files of a checkpoint into `directory` and verify each.
+
+        Raises:
+            DigestMismatch: If one is missing, or its size or digest differs.
+        """
+        for path in paths:
+            entry = manifest.entry(path)
+            if entry is not None:
+                self._fetch(checkpoint, path, directory)
+                entry.verify(directory)
+
+    def _fetch(self, checkpoint: Checkpoint, path: str, directory: Path) -> Path:
+        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            repository = get_artifact_repository(checkpoint.artifact_uri)
+            return Path(repository.download_artifacts(path, dst_path=str(directory)))
+        except (MlflowException, OSError) as error:
+            if isinstance(error, FileNotFoundError) or "No such" in str(error) or "404" in str(error):
+                raise DigestMismatch(
+                    f"The file {path!r} of checkpoint {checkpoint.name} is missing at "
+                    f"{checkpoint.artifact_uri}. Take another one "
+                    f"(`mlflow-ckpt list {checkpoint.run_id}` shows them).",
+                    path=path,
+                    expected="a file",
+                    found="no file",
+                ) from error
+            raise StoreError(f"Could not download {path!r} of {checkpoint.name}: {error}") from error
+
+    @staticmethod
+    def versions() -> dict[str, str]:
+        return versions()

@@ -1,0 +1,163 @@
+"""Everything a resume needs beyond the model file, in one `state/training_state.h5`.
+
+    live fit -> capture() -> dict -> write() -> file -> read() -> dict -> restore_*()
+
+Format 1.0: the dataset `state` holds UTF-8 JSON as bytes; an array stands in it as
+{"$array": "<index>"} and lies in the group `arrays` under that index, with its NumPy
+dtype name in the attribute `dtype` (bfloat16 lies there as uint16). No pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+import numpy as np
+
+from mlflow_ckpt import keras_internals
+from mlflow_ckpt.errors import ConfigError, FormatTooNew, ManifestError
+
+PATH = "state/training_state.h5"
+FORMAT = "1.0"
+
+
+# --- the file -----------------------------------------------------------------
+
+
+def write(path: Path, state: Mapping[str, Any]) -> None:
+    """Write `state` (JSON values, tuples, NumPy arrays and scalars) to `path`.
+
+    Raises:
+        ConfigError: If a value is of another type; its place in the tree is named.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays: list[np.ndarray[Any, Any]] = []
+    text = json.dumps(_encode(state, arrays, "state"))
+    with h5py.File(path, "w") as file:
+        file.attrs["format"] = FORMAT
+        file.create_dataset("state", data=np.frombuffer(text.encode(), dtype=np.uint8))
+        group = file.create_group("arrays")
+        for index, array in enumerate(arrays):
+            raw = array.view(np.uint16) if array.dtype.name == "bfloat16" else array
+            group.create_dataset(str(index), data=raw).attrs["dtype"] = array.dtype.name
+
+
+def check_plain(value: Any) -> None:
+    """Raise `ConfigError` if `write` could not store `value`."""
+    _encode(value, [], "value")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read what `write` wrote. Verify the file's digest first.
+
+    Raises:
+        FormatTooNew: If its major version is newer than 1.
+        ManifestError: If it is not a training state file.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            written = str(file.attrs["format"])
+            if int(written.partition(".")[0]) > 1:
+                raise FormatTooNew(
+                    f"The training state has format {written}, this version reads up to 1.x. "
+                    "Upgrade with: pip install -U mlflow-ckpt"
+                )
+            tree = json.loads(bytes(file["state"][()]))
+            decoded = _decode(tree, lambda index: _read_array(file["arrays"], index))
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        if isinstance(error, FormatTooNew):
+            raise
+        raise ManifestError(f"{PATH} is not a training state of format 1.x: {error!r}") from error
+    if not isinstance(decoded, dict):
+        raise ManifestError(f"{PATH} holds {type(decoded).__name__} instead of a mapping.")
+    return decoded
+
+
+def _read_array(group: h5py.Group, index: str) -> np.ndarray[Any, Any]:
+    dataset = group[index]
+    array: np.ndarray[Any, Any] = np.asarray(dataset[()])
+    name = str(dataset.attrs["dtype"])
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return array.view(ml_dtypes.bfloat16)
+    return array
+
+
+def _encode(value: Any, arrays: list[np.ndarray[Any, Any]], where: str) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)) and not isinstance(value, np.generic):
+        return value
+    if isinstance(value, (np.ndarray, np.generic)):
+        arrays.append(np.asarray(value))
+        return {"$array": str(len(arrays) - 1)}
+    if isinstance(value, tuple):
+        return {"$tuple": [_encode(v, arrays, f"{where}[{i}]") for i, v in enumerate(value)]}
+    if isinstance(value, list):
+        return [_encode(v, arrays, f"{where}[{i}]") for i, v in enumerate(value)]
+    if isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
+        return {k: _encode(v, arrays, f"{where}.{k}") for k, v in value.items()}
+    raise ConfigError(
+        "Expected plain values, lists, string-keyed mappings and NumPy arrays. "
+        f"Received: {where}={type(value).__name__}"
+    )
+
+
+def _decode(value: Any, array: Callable[[str], Any]) -> Any:
+    if isinstance(value, list):
+        return [_decode(v, array) for v in value]
+    if not isinstance(value, dict):
+        return value
+    if set(value) == {"$array"}:
+        return array(str(value["$array"]))
+    if set(value) == {"$tuple"}:
+        return tuple(_decode(v, array) for v in value["$tuple"])
+    return {k: _decode(v, array) for k, v in value.items()}
+
+
+# --- variables and generators -------------------------------------------------
+
+
+def capture_variables(model: keras.Model) -> list[dict[str, Any]]:
+    """Variables that no model file holds: seed generators of Dropout, augmentation and the like."""
+    return [{"path": v.path, "value": np.asarray(v)} for v in _unsaved_variables(model)]
+
+
+def restore_variables(model: keras.Model, saved: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Assign what `capture_variables` returned, by position; return the paths left alone."""
+    variables = _unsaved_variables(model)
+    if len(variables) != len(saved):
+        return [v.path for v in variables]
+    for variable, entry in zip(variables, saved, strict=True):
+        variable.assign(entry["value"])
+    return []
+
+
+def _unsaved_variables(model: keras.Model) -> list[Any]:
+    known = {id(v) for v in model.weights} | {id(v) for v in model.metrics_variables}
+    return [v for v in model.variables if id(v) not in known]
+
+
+def capture_generators() -> dict[str, Any]:
+    """State of Python's, NumPy's and Keras's global random generators."""
+    version, words, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": [version, np.asarray(words, dtype=np.uint32), gauss],
+        "numpy": [kind, np.asarray(keys), int(position), int(has_gauss), float(cached)],
+        "keras": keras_internals.global_seed_state(),
+    }
+
+
+def restore_generators(saved: Mapping[str, Any]) -> None:
+    """Put back what `capture_generators` returned."""
+    if saved.get("keras") is not None:
+        keras_internals.restore_global_seed_state(saved["keras"])
+    version, words, gauss = saved["python"]
+    random.setstate((version, tuple(int(w) for w in words), gauss))
+    kind, keys, position, has_gauss, cached = saved["numpy"]
+    np.random.set_state((kind, keys, position, has_gauss, cached))
