@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from mlflow_ckpt.errors import CheckpointError
     from mlflow_ckpt.exporting import export
     from mlflow_ckpt.listing import list_checkpoints
-    from mlflow_ckpt.loader import download, load_model, load_weights, resolve
+    from mlflow_ckpt.loader import download, load_model, load_weights
     from mlflow_ckpt.policy import Every, Keep
     from mlflow_ckpt.record import Checkpoint
+    from mlflow_ckpt.resolver import resolve
     from mlflow_ckpt.resume import Resume
     from mlflow_ckpt.saving import save
 
@@ -36,7 +37,7 @@ _HOMES = {
     "list_checkpoints": "listing",
     "load_model": "loader",
     "load_weights": "loader",
-    "resolve": "loader",
+    "resolve": "resolver",
     "save": "saving",
 }
 

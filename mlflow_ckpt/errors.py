@@ -193,4 +193,13 @@ class UnsupportedStore(StoreError):
 
 
 class SaveFailed(StoreError):
-    """A checkpoint could not be committed. Earlier ones are untouched."""
+    """A checkpoint could not be committed. Earlier ones are untouched.
+
+    Attributes:
+        reason: The error underneath. `__cause__` holds it too, but Keras's traceback
+            filter clears that one on the way out of `fit`.
+    """
+
+    def __init__(self, message: str, *, reason: Exception) -> None:
+        super().__init__(message)
+        self.reason = reason

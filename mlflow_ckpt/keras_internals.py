@@ -116,7 +116,7 @@ def untouched_python_rng() -> Iterator[None]:
 def global_seed_state() -> np.ndarray[Any, Any] | None:
     """State of Keras's global seed generator (uint32, shape (2,)), `None` before its first use."""
     generator = global_state.get_global_attribute(seed_generator.GLOBAL_SEED_GENERATOR)
-    return None if generator is None else np.asarray(generator.state)
+    return None if generator is None else keras.ops.convert_to_numpy(generator.state)
 
 
 def restore_global_seed_state(state: np.ndarray[Any, Any]) -> None:

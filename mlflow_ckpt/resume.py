@@ -21,8 +21,9 @@ import keras
 
 from mlflow_ckpt import callback_state, fingerprint, formats, training_state
 from mlflow_ckpt.errors import ConfigError, NotAvailable, ResumeError, SeriesInUse
-from mlflow_ckpt.loader import Fetched, find
+from mlflow_ckpt.loader import Fetched
 from mlflow_ckpt.record import Checkpoint, Run, Series
+from mlflow_ckpt.resolver import find
 from mlflow_ckpt.selector import Selector
 from mlflow_ckpt.store import Store
 

@@ -124,7 +124,7 @@ def _decode(value: Any, array: Callable[[str], Any]) -> Any:
 
 def capture_variables(model: keras.Model) -> list[dict[str, Any]]:
     """Variables that no model file holds: seed generators of Dropout, augmentation and the like."""
-    return [{"path": v.path, "value": np.asarray(v)} for v in _unsaved_variables(model)]
+    return [{"path": v.path, "value": keras.ops.convert_to_numpy(v)} for v in _unsaved_variables(model)]
 
 
 def restore_variables(model: keras.Model, saved: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -99,7 +99,8 @@ class Writer:
             raise SaveFailed(
                 f"The checkpoint {request.position.name} could not be written to "
                 f"{error.filename or tempfile.gettempdir()}: {error.strerror or error}. "
-                "Free some space, or point TMPDIR elsewhere. Earlier checkpoints are untouched."
+                "Free some space, or point TMPDIR elsewhere. Earlier checkpoints are untouched.",
+                reason=error,
             ) from error
 
     def _prune(self, request: SaveRequest, newest: Checkpoint) -> None:

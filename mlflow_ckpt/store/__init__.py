@@ -10,7 +10,7 @@ No other module imports `mlflow`; a lint rule and a test keep it so.
 
 from mlflow_ckpt.store._card import write_card
 from mlflow_ckpt.store._commit import Commit
-from mlflow_ckpt.store._connection import now_ms
+from mlflow_ckpt.store._connection import now_ms, use_tracking_uri
 from mlflow_ckpt.store._store import Store
 
-__all__ = ["Commit", "Store", "now_ms", "write_card"]
+__all__ = ["Commit", "Store", "now_ms", "use_tracking_uri", "write_card"]

@@ -4,6 +4,8 @@ MLflow writes them itself, through `mlflow.keras.save_model`, given a stand-in t
 no weights; so they are what this MLflow version wants, and no second model is saved.
 The requirements are named instead of inferred: inferring costs about 10 s a call. They
 are made once per process and signature and hold no run ID and no model ID.
+
+`mlflow.keras` is imported where it is used: it brings Keras, which readers do not need.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import mlflow.keras
 import numpy as np
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
@@ -52,6 +53,8 @@ class _NoWeights:
 
 @functools.lru_cache(maxsize=8)
 def _render(spec_json: str) -> tuple[tuple[str, bytes], ...]:
+    import mlflow.keras
+
     spec = json.loads(spec_json)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "model"
@@ -82,6 +85,8 @@ def _dtype(name: str) -> np.dtype[Any]:
 
 def requirements() -> list[str]:
     """Pinned packages that loading and serving a checkpoint needs."""
+    import mlflow.keras
+
     backend = _BACKENDS.get(mlflow.keras.keras.backend.backend(), ())
     return [
         f"{name}=={found}"

@@ -79,7 +79,8 @@ def commit(client: MlflowClient, request: Commit) -> Checkpoint:
     except (MlflowException, CheckpointError, OSError) as error:
         failure = SaveFailed(
             f"The checkpoint {request.position.name} of run {request.run.run_id} was not committed: "
-            f"{error} Earlier checkpoints are untouched."
+            f"{error} Earlier checkpoints are untouched.",
+            reason=error,
         )
         if model is not None:
             _mark_failed(client, model, failure)

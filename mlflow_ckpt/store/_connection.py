@@ -6,7 +6,8 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import urlsplit
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import mlflow
 from mlflow import MlflowClient
@@ -54,6 +55,34 @@ def connect() -> MlflowClient:
         raise UnsupportedStore(f"The file store cannot hold checkpoints. Received: {uri!r}. {_UPGRADE}")
     with translated("connect"):
         return MlflowClient(tracking_uri=uri)
+
+
+def use_tracking_uri(uri: str | None) -> None:
+    """Read from `uri` from now on, or from where MLflow points already (`None`).
+
+    MLflow creates an SQLite file that is missing, so that a mistyped path, or the wrong
+    folder, would look like a server that knows no run.
+
+    Raises:
+        StoreError: If the URI names an SQLite file that does not exist or is none.
+    """
+    if uri is not None:
+        mlflow.set_tracking_uri(uri)
+    current = mlflow.get_tracking_uri()
+    scheme, _, name = current.partition(":///")
+    name = name.partition("?")[0]
+    if not scheme.startswith("sqlite") or name in ("", ":memory:"):
+        return
+    path = Path(name) if Path(name).exists() else Path(unquote(name))
+    if not path.is_file():
+        raise StoreError(
+            f"No MLflow database at {path.absolute()}. Go to the folder where the run was made, "
+            "or name its tracking server: MLFLOW_TRACKING_URI or --tracking-uri, such as "
+            "sqlite:////path/to/mlflow.db or http://host:5000."
+        )
+    with path.open("rb") as file:
+        if file.read(16) not in (b"", b"SQLite format 3\0"):
+            raise StoreError(f"Expected an SQLite database. Received: {path.absolute()}")
 
 
 def current_run_id(run_id: str | None) -> str:

@@ -1,0 +1,198 @@
+"""The command line `mlflow-ckpt`: look at the checkpoints of a run and take one out.
+
+Commands only parse and print. MLflow, Keras and rich take seconds to import, so every
+import that needs one of them stands inside a command, and `--help` answers at once.
+
+Exit codes: 1 with one line on stderr for a failure, 2 for a wrong command line.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlflow_ckpt import __version__
+from mlflow_ckpt.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from mlflow_ckpt.exporting import Format
+
+# Those of `exporting.Format`, whose module brings Keras; a test compares the two.
+FORMATS = ("keras", "weights", "h5", "saved_model", "tf")
+
+# Only what the environment leaves open. MLflow's seven retries would make a person wait
+# for minutes to learn that no server answers.
+_ENVIRONMENT = {
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 96})
+@click.version_option(__version__, prog_name="mlflow-ckpt", message="%(prog)s %(version)s")
+def main() -> None:
+    """Look at the checkpoints of an MLflow run, and take them out.
+
+    RUN_ID is the ID of an MLflow run. SELECTOR names one of its checkpoints: latest, final,
+    best, best(METRIC[,min|max]), step=N or epoch=N, then @SERIES if the run has several.
+
+    \b
+    Example:
+      mlflow-ckpt list 2440a0191a3148b8a59dc32e1d92c259
+      mlflow-ckpt show 2440a0191a3148b8a59dc32e1d92c259 best
+    """
+
+
+def _common(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that every command has, and end its failures as one line."""
+
+    @click.option(
+        "--tracking-uri",
+        metavar="URI",
+        help="Where the run is recorded.  [default: MLFLOW_TRACKING_URI, else ./mlflow.db]",
+    )
+    @click.option("--debug", is_flag=True, help="Show the traceback of a failure.")
+    @functools.wraps(function)
+    def run(*, tracking_uri: str | None, debug: bool, **arguments: Any) -> None:
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        try:
+            from mlflow_ckpt.store import use_tracking_uri
+
+            use_tracking_uri(tracking_uri)
+            function(**arguments)
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            if debug:
+                raise
+            raise click.ClickException(_one_line(error)) from error
+
+    return run
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, (CheckpointError, OSError)):
+        return text
+    return f"{type(error).__name__}: {text} (--debug shows the traceback)"
+
+
+_run_id = click.argument("run_id", metavar="RUN_ID")
+_selector = click.argument("which", metavar="[SELECTOR]", default="latest")
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
+
+
+@main.command("list")
+@_run_id
+@click.option("--series", metavar="NAME", help="Only this series.")
+@_json
+@_common
+def list_(run_id: str, series: str | None, as_json: bool) -> None:
+    """List the checkpoints of a run, oldest first, with the latest and the best marked.
+
+    On a terminal the table takes its width and names the columns it left out. Its times are
+    local. With --json they are UTC, and the keys are the columns of list_checkpoints().
+
+    \b
+    Example:
+      mlflow-ckpt list 2440a0191a3148b8a59dc32e1d92c259
+      mlflow-ckpt list 2440a0191a3148b8a59dc32e1d92c259 --series finetune --json
+    """
+    from mlflow_ckpt import report
+
+    if as_json:
+        _echo_json(report.records(run_id, series))
+    else:
+        report.print_checkpoints(run_id, series)
+
+
+@main.command()
+@_run_id
+@_selector
+@_json
+@_common
+def show(run_id: str, which: str, as_json: bool) -> None:
+    """Show one checkpoint: metrics, files and their digests, model, versions.
+
+    SELECTOR is latest if left out. With --json: the keys of `list --json`, and the manifest.
+
+    \b
+    Example:
+      mlflow-ckpt show 2440a0191a3148b8a59dc32e1d92c259
+      mlflow-ckpt show 2440a0191a3148b8a59dc32e1d92c259 'best(val_accuracy)@finetune'
+    """
+    from mlflow_ckpt import report
+
+    if as_json:
+        _echo_json(report.describe(run_id, which))
+    else:
+        report.print_checkpoint(run_id, which)
+
+
+@main.command()
+@_run_id
+@_selector
+@click.option(
+    "--dst",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=".",
+    show_default=True,
+    help="Folder in which the checkpoint gets a folder of its own.",
+)
+@_common
+def pull(run_id: str, which: str, dst: Path) -> None:
+    """Download one checkpoint, verify every byte, and print its folder.
+
+    SELECTOR is latest if left out. Plain Keras opens data/model.keras in the folder.
+
+    \b
+    Example:
+      mlflow-ckpt pull 2440a0191a3148b8a59dc32e1d92c259 best --dst checkpoints
+    """
+    from mlflow_ckpt.loader import download
+
+    click.echo(download(run_id, which, dst))
+
+
+@main.command()
+@_run_id
+@click.argument("which", metavar="SELECTOR")
+@click.option(
+    "--format",
+    type=click.Choice(FORMATS),
+    required=True,
+    help="weights writes .weights.h5, h5 Keras's legacy HDF5, tf a TensorFlow checkpoint.",
+)
+@click.option(
+    "--dst",
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="File, folder (saved_model) or prefix (tf) to write. It must not exist yet.",
+)
+@_common
+def export(run_id: str, which: str, format: Format, dst: Path) -> None:
+    """Write one checkpoint in a format that other tools read, and print its path.
+
+    \b
+    Example:
+      mlflow-ckpt export 2440a0191a3148b8a59dc32e1d92c259 best --format h5 --dst best.h5
+      mlflow-ckpt export 2440a0191a3148b8a59dc32e1d92c259 final --format saved_model --dst served
+    """
+    from mlflow_ckpt import exporting
+
+    click.echo(exporting.export(run_id, which, dst, format=format))
+
+
+def _echo_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=2, allow_nan=False))

@@ -1,0 +1,55 @@
+"""A clean environment and a fresh tracking database for every test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+import keras
+import mlflow
+import pytest
+
+from mlflow_ckpt import resume
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated sqlite file: MLflow takes seconds to make one, a copy takes none."""
+    path = tmp_path_factory.mktemp("template") / "mlflow.db"
+    mlflow.set_tracking_uri(f"sqlite:///{path}")
+    mlflow.MlflowClient().search_experiments()
+    return path
+
+
+@pytest.fixture(autouse=True)
+def tracking(
+    tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """Point MLflow at a store of this test's own, from its own folder."""
+    for name in [n for n in os.environ if n.startswith("MLFLOW_") and "TELEMETRY" not in n]:
+        monkeypatch.delenv(name)
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.chdir(tmp_path)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_experiment(
+        experiment_id=mlflow.MlflowClient().create_experiment(
+            "tests", artifact_location=(tmp_path / "artifacts").as_uri()
+        )
+    )
+    keras.utils.set_random_seed(7)
+    yield uri
+    while mlflow.active_run():
+        mlflow.end_run()
+    keras.utils.clear_session(free_memory=False)
+
+
+@pytest.fixture
+def another_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+    """Call it to forget what this process did, as a restarted script has."""
+    yield resume._PROGRESS.clear
