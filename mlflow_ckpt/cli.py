@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -62,8 +63,7 @@ def _common(function: Callable[..., None]) -> Callable[..., None]:
     @click.option("--debug", is_flag=True, help="Show the traceback of a failure.")
     @functools.wraps(function)
     def run(*, tracking_uri: str | None, debug: bool, **arguments: Any) -> None:
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+        _quiet()
         try:
             from mlflow_ckpt.store import use_tracking_uri
 
@@ -77,6 +77,13 @@ def _common(function: Callable[..., None]) -> Callable[..., None]:
             raise click.ClickException(_one_line(error)) from error
 
     return run
+
+
+def _quiet() -> None:
+    """Keep other libraries from talking; to be called before they are imported."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 def _one_line(error: Exception) -> str:
@@ -97,10 +104,11 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON and not
 @_json
 @_common
 def list_(run_id: str, series: str | None, as_json: bool) -> None:
-    """List the checkpoints of a run, oldest first, with the latest and the best marked.
+    """List the checkpoints of a run, latest and best marked.
 
-    On a terminal the table takes its width and names the columns it left out. Its times are
-    local. With --json they are UTC, and the keys are the columns of list_checkpoints().
+    The oldest comes first. On a terminal the table takes its width and names the columns it
+    left out. Its times are local. With --json they are UTC, and the keys are the columns of
+    list_checkpoints().
 
     \b
     Example:
@@ -121,7 +129,7 @@ def list_(run_id: str, series: str | None, as_json: bool) -> None:
 @_json
 @_common
 def show(run_id: str, which: str, as_json: bool) -> None:
-    """Show one checkpoint: metrics, files and their digests, model, versions.
+    """Show one checkpoint: metrics, files, model, versions.
 
     SELECTOR is latest if left out. With --json: the keys of `list --json`, and the manifest.
 
@@ -151,9 +159,10 @@ def show(run_id: str, which: str, as_json: bool) -> None:
 )
 @_common
 def pull(run_id: str, which: str, dst: Path) -> None:
-    """Download one checkpoint, verify every byte, and print its folder.
+    """Download one checkpoint, every byte verified.
 
-    SELECTOR is latest if left out. Plain Keras opens data/model.keras in the folder.
+    SELECTOR is latest if left out. Prints the folder, in which plain Keras opens
+    data/model.keras.
 
     \b
     Example:
@@ -182,7 +191,9 @@ def pull(run_id: str, which: str, dst: Path) -> None:
 )
 @_common
 def export(run_id: str, which: str, format: Format, dst: Path) -> None:
-    """Write one checkpoint in a format that other tools read, and print its path.
+    """Write one checkpoint in a format of other tools.
+
+    It is rebuilt from the stored one. Prints the path that it wrote.
 
     \b
     Example:

@@ -38,7 +38,10 @@ class Curves:
     def epoch_rows(self, values: Mapping[str, float], epoch: int) -> dict[str, MetricRow]:
         """One row per metric; a value that differs from the logged one has none."""
         stamp = now_ms()
-        found = {key: self._row(key, value, epoch + self._step_offset, stamp) for key, value in values.items()}
+        found = {
+            key: self._row(key, value, epoch + self._step_offset, stamp)
+            for key, value in values.items()
+        }
         return {key: row for key, row in found.items() if row is not None}
 
     def step_row(self, step: int) -> MetricRow | None:

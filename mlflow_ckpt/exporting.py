@@ -53,7 +53,9 @@ def export(
         ModelNotLoadable, ArchitectureMissing, DigestMismatch: As `load_model`.
     """
     if format not in get_args(Format):
-        raise ConfigError(f"Expected one of {', '.join(get_args(Format))}. Received: format={format!r}")
+        raise ConfigError(
+            f"Expected one of {', '.join(get_args(Format))}. Received: format={format!r}"
+        )
     target = Path(dst)
     _check_target(target, format)
     model = load_model(run_id, which, custom_objects=custom_objects, safe_mode=safe_mode)
@@ -72,7 +74,9 @@ def export(
 def _check_target(target: Path, format: str) -> None:
     suffix = _SUFFIX.get(format, "")
     if not target.name.endswith(suffix) or (format == "h5" and target.name.endswith(".weights.h5")):
-        raise ConfigError(f"format={format!r} writes a file ending in {suffix!r}. Received: dst={str(target)!r}")
+        raise ConfigError(
+            f"format={format!r} writes a file ending in {suffix!r}. Received: dst={str(target)!r}"
+        )
     taken = [target, target.with_name(target.name + ".index")]
     if any(path.exists() for path in taken):
         raise ConfigError(f"{target} already exists. Remove it, or choose another dst.")

@@ -20,7 +20,12 @@ from typing import Any
 import keras
 
 from mlflow_ckpt import fingerprint, keras_internals
-from mlflow_ckpt.errors import ArchitectureMissing, ModelMismatch, ModelNotLoadable
+from mlflow_ckpt.errors import (
+    ArchitectureMissing,
+    ModelMismatch,
+    ModelNotLoadable,
+    SaveFailed,
+)
 
 MODEL = "data/model.keras"
 WEIGHTS = "data/model.weights.h5"
@@ -29,10 +34,21 @@ _MEMBER = "model.weights.h5"
 
 
 def write_model(model: keras.Model, directory: Path) -> None:
-    """Write `data/model.keras`."""
+    """Write `data/model.keras`.
+
+    Raises:
+        SaveFailed: If the model does not serialise.
+    """
     path = directory / MODEL
     path.parent.mkdir(parents=True, exist_ok=True)
-    model.save(path)
+    try:
+        model.save(path)
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise SaveFailed(
+            f"Keras could not write the model {model.name!r} whole: {_first_line(error)} "
+            "Give its class get_config(), or pass save_weights_only=True.",
+            reason=error,
+        ) from error
     _sync(path)
 
 
@@ -116,7 +132,8 @@ def load_weights(model: keras.Model, directory: Path, *, source: str) -> None:
         path = _extract_weights(directory)
     optimizers = [optimizer for _, optimizer in fingerprint.optimizers_of(model)]
     try:
-        keras.saving.load_weights(model, path, objects_to_skip=optimizers)
+        with keras_internals.regarded_as_built(model):
+            keras.saving.load_weights(model, path, objects_to_skip=optimizers)
     except (ValueError, KeyError) as error:
         raise ModelMismatch(f"The model does not fit {source}: {_first_line(error)}") from error
 
@@ -142,7 +159,8 @@ def load_training_state(model: keras.Model, directory: Path, *, source: str) -> 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            keras_internals.load_whole_state(model, str(path))
+            with keras_internals.regarded_as_built(model):
+                keras_internals.load_whole_state(model, str(path))
         except (ValueError, KeyError) as error:
             raise ModelMismatch(f"The model does not fit {source}: {_first_line(error)}") from error
     for warning in caught:

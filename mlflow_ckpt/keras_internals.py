@@ -42,7 +42,9 @@ def calling_callback_list() -> keras.callbacks.CallbackList | None:
     return None
 
 
-def append_callback(callbacks: keras.callbacks.CallbackList, last: keras.callbacks.Callback) -> None:
+def append_callback(
+    callbacks: keras.callbacks.CallbackList, last: keras.callbacks.Callback
+) -> None:
     """Put `last` behind every callback of the list, Keras's own included.
 
     The list's loops see an element appended while they run. Asynchronous dispatch
@@ -96,6 +98,30 @@ def trained_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:
     if inner is not None:
         return trained_variables(inner)
     return list(getattr(optimizer, "_trainable_variables", []) or [])
+
+
+def has_variables(model: keras.Model) -> bool:
+    """Whether every layer is built (`_flatten_layers`), even if the model was never called.
+
+    Keras sets `model.built` at the first call. A GAN whose train step calls its parts, or a
+    subclassed model after `build_from_config`, has all its variables and yet is not "built".
+    """
+    if model.built:
+        return True
+    return bool(model.weights) and all(
+        layer.built for layer in model._flatten_layers(include_self=False)
+    )
+
+
+@contextmanager
+def regarded_as_built(model: keras.Model) -> Iterator[None]:
+    """Let Keras save or load a model that `has_variables` without a call of its own."""
+    built = model.built
+    model.built = built or has_variables(model)
+    try:
+        yield
+    finally:
+        model.built = built
 
 
 def load_whole_state(model: keras.Model, path: str) -> None:

@@ -153,7 +153,9 @@ class Manifest:
         """
         algorithm = digest.partition(":")[0]
         if algorithm not in _ALGORITHMS:
-            raise ManifestError(f"Expected one of {sorted(_ALGORITHMS)}. Received: digest={digest!r}")
+            raise ManifestError(
+                f"Expected one of {sorted(_ALGORITHMS)}. Received: digest={digest!r}"
+            )
         found = digest_bytes(data, algorithm)
         if found != digest:
             raise _mismatch(FILENAME, digest, found)
@@ -190,7 +192,9 @@ def _read_entry(raw: Mapping[str, Any]) -> FileEntry:
     pure = PurePosixPath(entry.path)
     unsafe = pure.is_absolute() or ".." in pure.parts or not pure.parts or "\\" in entry.path
     if unsafe or ":" in pure.parts[0] or entry.size < 0:
-        raise ManifestError(f"Expected a relative path inside the checkpoint. Received: {entry.path!r}")
+        raise ManifestError(
+            f"Expected a relative path inside the checkpoint. Received: {entry.path!r}"
+        )
     if entry.digest.partition(":")[0] not in _ALGORITHMS:
         raise ManifestError(f"Expected one of {sorted(_ALGORITHMS)}. Received: {entry.digest!r}")
     return entry

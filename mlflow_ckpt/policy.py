@@ -26,7 +26,9 @@ def _positive(owner: str, field: str, value: object) -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"Expected a whole number of at least 1. Received: {owner}({field}={value!r})")
+        raise ConfigError(
+            f"Expected a whole number of at least 1. Received: {owner}({field}={value!r})"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +52,13 @@ class Every:
         if self.seconds is not None and not (
             isinstance(self.seconds, (int, float)) and 0 < self.seconds < math.inf
         ):
-            raise ConfigError(f"Expected positive seconds. Received: Every(seconds={self.seconds!r})")
+            raise ConfigError(
+                f"Expected positive seconds. Received: Every(seconds={self.seconds!r})"
+            )
         if self.epochs is None and self.steps is None and self.seconds is None:
-            raise ConfigError("Expected Every(epochs=), Every(steps=) or Every(seconds=). Received: Every()")
+            raise ConfigError(
+                "Expected Every(epochs=), Every(steps=) or Every(seconds=). Received: Every()"
+            )
 
     @classmethod
     def parse(cls, save_freq: str | int | Every) -> Every:

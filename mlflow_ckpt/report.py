@@ -8,6 +8,7 @@ Records, which become JSON, hold bytes and UTC; people see powers of 1024 and lo
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 import tempfile
@@ -106,7 +107,7 @@ def print_checkpoint(run_id: str, which: str) -> None:
 
 
 def _console() -> Console:
-    """Writes to the present stdout; text is printed as it is, and no line is broken."""
+    """Write to the present stdout: text as it is, and no line broken."""
     return Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
@@ -186,9 +187,7 @@ def _columns(found: Sequence[Record], series: Mapping[str, Series]) -> list[_Col
     ]
 
 
-def _metric_column(
-    found: Sequence[Record], key: str, index: int, monitors: set[str]
-) -> _Column:
+def _metric_column(found: Sequence[Record], key: str, index: int, monitors: set[str]) -> _Column:
     name = key.removeprefix(_METRIC)
     cells = _numbers([record[key] for record in found])
     spare = 0 if name in monitors else 10 + index
@@ -318,33 +317,34 @@ def _next_commands(uri: str, run: Run, found: Sequence[Record]) -> list[str]:
 def _server(uri: str, run: Run) -> tuple[str, str]:
     """How to look at the run, and what a command needs in front to reach the same server.
 
-    A password is not printed: whoever has one in the URI has it in the environment.
+    A user or password is not printed: who has one in the URI has it in the environment.
     """
     parts = urlsplit(uri)
-    environment = "" if parts.password else f"MLFLOW_TRACKING_URI={shlex.quote(uri)} "
+    _, secret, host = parts.netloc.rpartition("@")
+    environment = "" if secret else f"MLFLOW_TRACKING_URI={shlex.quote(uri)} "
     if parts.scheme in ("http", "https"):
-        host = uri.replace(f"{parts.netloc.rpartition('@')[0]}@", "", 1).rstrip("/")
-        return f"{host}/#/experiments/{run.experiment_id}/runs/{run.run_id}", environment
+        page = f"experiments/{run.experiment_id}/runs/{run.run_id}"
+        return f"{parts.scheme}://{host}{parts.path.rstrip('/')}/#/{page}", environment
     if uri.startswith("sqlite:///"):
         path = Path(uri.removeprefix("sqlite:///"))
         if Path(unquote(str(path))).absolute() == Path("mlflow.db").absolute():
             return "mlflow ui", ""
         absolute = shlex.quote(f"sqlite:///{path.absolute()}")
         return f"mlflow ui --backend-store-uri {absolute}", f"MLFLOW_TRACKING_URI={absolute} "
-    stored = '"$MLFLOW_TRACKING_URI"' if parts.password else shlex.quote(uri)
+    stored = '"$MLFLOW_TRACKING_URI"' if secret else shlex.quote(uri)
     return f"mlflow ui --backend-store-uri {stored}", environment
 
 
 def _worth_loading(found: Sequence[Record]) -> str:
-    """Selector of the best checkpoint of the series that was written last."""
-    newest = max(found, key=lambda record: record["created_at"])["series"]
-    own = [record for record in found if record["series"] == newest]
-    selector = "best" if any(record["is_best"] for record in own) else "latest"
-    return selector if len(own) == len(found) else f"{selector}@{newest}"
+    """Selector of the newest `best` of a series; of the newest checkpoint where none has one."""
+    best = [record for record in found if record["is_best"]]
+    chosen = max(best or found, key=lambda record: record["created_at"])
+    several = len({record["series"] for record in found}) > 1
+    return ("best" if best else "latest") + (f"@{chosen['series']}" if several else "")
 
 
 def _load_commands(found: Record, which: str) -> list[str]:
-    arguments = f'"{found["run_id"]}", "{which}"'
+    arguments = f"{json.dumps(found['run_id'])}, {json.dumps(which)}"
     files = {entry["path"] for entry in found["manifest"]["files"]}
     lines = ["import mlflow_ckpt as ckpt"]
     if found["weights_only"] and _CONFIG not in files:

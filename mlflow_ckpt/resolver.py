@@ -60,7 +60,9 @@ def choose_series(run: Run, selector: Selector) -> Series:
     if selector.series:
         if selector.series in known:
             return known[selector.series]
-        raise SeriesNotFound(f"Run {run.run_id} has no series {selector.series!r}. It has: {names}.")
+        raise SeriesNotFound(
+            f"Run {run.run_id} has no series {selector.series!r}. It has: {names}."
+        )
     if len(known) > 1:
         raise SeriesNotFound(
             f"Run {run.run_id} has several series: {names}. "

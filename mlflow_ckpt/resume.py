@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import keras
 
-from mlflow_ckpt import callback_state, fingerprint, formats, training_state
+from mlflow_ckpt import callback_state, fingerprint, formats, keras_internals, training_state
 from mlflow_ckpt.errors import ConfigError, NotAvailable, ResumeError, SeriesInUse
 from mlflow_ckpt.loader import Fetched
 from mlflow_ckpt.record import Checkpoint, Run, Series
@@ -68,7 +68,9 @@ class Resume:
             return resume
         if isinstance(resume, str):
             return cls(which=resume)
-        raise ConfigError(f"Expected 'auto', a selector, Resume(...) or False. Received: resume={resume!r}")
+        raise ConfigError(
+            f"Expected 'auto', a selector, Resume(...) or False. Received: resume={resume!r}"
+        )
 
 
 @dataclass
@@ -130,7 +132,9 @@ def track(store: Store, run: Run, series: Series, model: keras.Model, begun: Pla
     return progress
 
 
-def this_fit(store: Store, run: Run, series: str, model: keras.Model) -> tuple[int, Progress | None]:
+def this_fit(
+    store: Store, run: Run, series: str, model: keras.Model
+) -> tuple[int, Progress | None]:
     """Number of the fit that begins now, and what this process did with the series before.
 
     Raises:
@@ -273,7 +277,7 @@ def restore(
     source = f"checkpoint {checkpoint.name} of run {checkpoint.run_id}"
     manifest = store.manifest(checkpoint, folder)
     store.fetch(checkpoint, manifest, (formats.MODEL, formats.WEIGHTS), folder)
-    if not model.built and state.get("build_config"):
+    if not keras_internals.has_variables(model) and state.get("build_config"):
         model.build_from_config(state["build_config"])
     fingerprint.check_architecture(model, manifest.model, source=source, strict_dtype=True)
     fingerprint.build_optimizers(model, manifest.model, source=source)

@@ -72,9 +72,7 @@ def save(
     return Writer(store, keep=None).submit(request).wait()
 
 
-def _check(
-    step: int | None, epoch: int | None, metrics: Mapping[str, float]
-) -> dict[str, float]:
+def _check(step: int | None, epoch: int | None, metrics: Mapping[str, float]) -> dict[str, float]:
     for name, number in (("step", step), ("epoch", epoch)):
         if number is not None and (isinstance(number, bool) or number < 0):
             raise ConfigError(f"Expected a whole number of at least 0. Received: {name}={number!r}")

@@ -65,8 +65,7 @@ class Selector:
         head, at, series = text.strip().partition("@")
         if at and not _SERIES.fullmatch(series):
             raise SelectorError(
-                "Expected a series name (letters, digits, _ and -) behind '@'. "
-                f"Received: {text!r}"
+                f"Expected a series name (letters, digits, _ and -) behind '@'. Received: {text!r}"
             )
         return cls(**_parse_head(head.strip(), text), series=series or None)
 

@@ -127,7 +127,9 @@ class Session:
         self._epoch = begun.epoch
         self._best = begun.best
         self._store.prepare_experiment(self._run)
-        self._record_series(monitor=self._options.monitor, mode=self._options.mode or self._series.mode)
+        self._record_series(
+            monitor=self._options.monitor, mode=self._options.mode or self._series.mode
+        )
         self._curves = Curves(
             self._store, self._run, self._series, step_offset=-1 if self._mlflow_counts else 0
         )
@@ -146,7 +148,9 @@ class Session:
         where = f"run {self._run.run_id}, series {options.name!r}"
         if begun.finished:
             epochs = int(self._arguments.get("epochs", 0))
-            keras_internals.set_initial_epoch(self._model, max(epochs, checkpoint.epoch - begun.offset))
+            keras_internals.set_initial_epoch(
+                self._model, max(epochs, checkpoint.epoch - begun.offset)
+            )
             say(f"{where}: already complete at epoch {checkpoint.epoch}; nothing to train.")
         else:
             keras_internals.set_initial_epoch(self._model, checkpoint.epoch - begun.offset)
@@ -294,7 +298,11 @@ class Session:
 
     def _position(self, kind: Kind) -> Position:
         return Position(
-            series=self._series.name, kind=kind, epoch=self._epoch, step=self.step, fit=self._plan.fit
+            series=self._series.name,
+            kind=kind,
+            epoch=self._epoch,
+            step=self.step,
+            fit=self._plan.fit,
         )
 
     def _state(self, kind: Kind) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import keras
 
-from mlflow_ckpt import fingerprint, formats
+from mlflow_ckpt import fingerprint, formats, keras_internals
 from mlflow_ckpt.errors import ModelNotBuilt
 from mlflow_ckpt.manifest import digest_bytes
 
@@ -47,10 +47,9 @@ class LiveSnapshot:
     valid_while_training: bool = False
 
     def write(self, directory: Path) -> None:
-        if self.weights_only:
-            formats.write_weights(self.model, directory)
-        else:
-            formats.write_model(self.model, directory)
+        write = formats.write_weights if self.weights_only else formats.write_model
+        with keras_internals.regarded_as_built(self.model):
+            write(self.model, directory)
 
 
 def capture(model: keras.Model, *, weights_only: bool = False) -> Snapshot:
@@ -59,7 +58,7 @@ def capture(model: keras.Model, *, weights_only: bool = False) -> Snapshot:
     Raises:
         ModelNotBuilt: If the model has no variables because it was never built.
     """
-    if not model.built:
+    if not keras_internals.has_variables(model):
         raise ModelNotBuilt(
             f"The model {model.name!r} was never built, so there is nothing to save. "
             "Call it once on a batch, or give it an Input."

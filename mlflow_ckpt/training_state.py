@@ -90,7 +90,11 @@ def _read_array(group: h5py.Group, index: str) -> np.ndarray[Any, Any]:
 
 
 def _encode(value: Any, arrays: list[np.ndarray[Any, Any]], where: str) -> Any:
-    if value is None or isinstance(value, (bool, int, float, str)) and not isinstance(value, np.generic):
+    if (
+        value is None
+        or isinstance(value, (bool, int, float, str))
+        and not isinstance(value, np.generic)
+    ):
         return value
     if isinstance(value, (np.ndarray, np.generic)):
         arrays.append(np.asarray(value))
@@ -124,7 +128,9 @@ def _decode(value: Any, array: Callable[[str], Any]) -> Any:
 
 def capture_variables(model: keras.Model) -> list[dict[str, Any]]:
     """Variables that no model file holds: seed generators of Dropout, augmentation and the like."""
-    return [{"path": v.path, "value": keras.ops.convert_to_numpy(v)} for v in _unsaved_variables(model)]
+    return [
+        {"path": v.path, "value": keras.ops.convert_to_numpy(v)} for v in _unsaved_variables(model)
+    ]
 
 
 def restore_variables(model: keras.Model, saved: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -58,9 +59,9 @@ class Subclassed(keras.Model):
 class NoConfig(keras.Model):
     """A model that cannot be rebuilt from its file."""
 
-    def __init__(self, units: int) -> None:
+    def __init__(self, units: Callable[[], int]) -> None:
         super().__init__()
-        self.dense = keras.layers.Dense(units)
+        self.dense = keras.layers.Dense(units())
 
     def call(self, inputs: Any) -> Any:
         return self.dense(inputs)

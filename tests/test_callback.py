@@ -59,7 +59,10 @@ def test_the_place_in_the_list_makes_no_difference(place: int, another_process: 
     with mlflow.start_run(run_id=run.info.run_id):
         second, model = callbacks(), mlp()
         result = fit(model, *second, epochs=4)
-    for kind, names_ in (("EarlyStopping", ("wait", "best")), ("ReduceLROnPlateau", ("wait", "best"))):
+    for kind, names_ in (
+        ("EarlyStopping", ("wait", "best")),
+        ("ReduceLROnPlateau", ("wait", "best")),
+    ):
         a, b = (next(c for c in cs if type(c).__name__ == kind) for cs in (first, second))
         assert [getattr(a, n) for n in names_] == [getattr(b, n) for n in names_]
     assert float(model.optimizer.learning_rate) == pytest.approx(0.0005)
@@ -74,7 +77,9 @@ def test_the_place_in_the_list_makes_no_difference(place: int, another_process: 
         pytest.param(Every(epochs=2), [(2, 4), (3, 6)], id="every-second-epoch-and-the-last"),
         pytest.param(3, [(1, 3), (3, 6)], id="batches-that-end-an-epoch-wait-for-its-metrics"),
         pytest.param(Every(steps=2), [(1, 2), (2, 4), (3, 6)], id="steps-at-epoch-ends"),
-        pytest.param(Every(seconds=1e-6), [(0, 1), (1, 2), (1, 3), (2, 4), (2, 5), (3, 6)], id="seconds"),
+        pytest.param(
+            Every(seconds=1e-6), [(0, 1), (1, 2), (1, 3), (2, 4), (2, 5), (3, 6)], id="seconds"
+        ),
         pytest.param(Every(seconds=3600), [(3, 6)], id="long-interval"),
     ],
 )
@@ -162,7 +167,10 @@ def test_a_diverged_epoch_is_never_best_and_its_nan_is_on_the_curve() -> None:
     assert ckpt.resolve(run_id, "best").epoch == 3
     assert ckpt.resolve(run_id, "latest").epoch == 5
     assert [math.isnan(v) for _, v in history(run_id)["loss"]] == [False] * 3 + [True] * 2
-    assert ckpt.list_checkpoints(run_id)["metrics.val_loss"].isna().tolist() == [False] * 3 + [True] * 2
+    assert (
+        ckpt.list_checkpoints(run_id)["metrics.val_loss"].isna().tolist()
+        == [False] * 3 + [True] * 2
+    )
 
 
 def test_terminate_on_nan_leaves_the_last_sound_state_as_latest() -> None:
@@ -187,9 +195,16 @@ def test_log_metrics_false_logs_only_what_checkpoints_carry() -> None:
     assert [step for step, _ in history(run.info.run_id)["loss"]] == [2, 4]
 
 
-def test_beside_mlflows_own_callback_only_checkpoints_log(capsys: pytest.CaptureFixture[str]) -> None:
+def test_beside_mlflows_own_callback_only_checkpoints_log(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with mlflow.start_run() as run:
-        fit(mlp(), mlflow.keras.MlflowCallback(), MlflowCheckpoint(save_freq=Every(epochs=2)), epochs=4)
+        fit(
+            mlp(),
+            mlflow.keras.MlflowCallback(),
+            MlflowCheckpoint(save_freq=Every(epochs=2)),
+            epochs=4,
+        )
     assert "counts epochs from 0" in capsys.readouterr().out
     assert {step for step, _ in history(run.info.run_id)["loss"]} == {0, 1, 2, 3}
     assert ckpt.resolve(run.info.run_id, "best").metrics["loss"] > 0
@@ -307,14 +322,18 @@ def test_an_ema_optimizer_makes_a_final_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
-        pytest.param({"save_freq": "hour"}, ConfigError, "Received: save_freq='hour'", id="save_freq"),
+        pytest.param(
+            {"save_freq": "hour"}, ConfigError, "Received: save_freq='hour'", id="save_freq"
+        ),
         pytest.param({"save_freq": 0}, ConfigError, "at least 1", id="no-batches"),
         pytest.param({"save_freq": True}, ConfigError, "save_freq=True", id="a-bool"),
         pytest.param({"mode": "up"}, ConfigError, "'auto', 'min' or 'max'", id="mode"),
         pytest.param({"monitor": ""}, ConfigError, "name of a metric", id="monitor"),
         pytest.param({"name": "a/b"}, ConfigError, "Received: name='a/b'", id="name"),
         pytest.param({"keep": 5}, ConfigError, "Received: keep=5", id="keep"),
-        pytest.param({"keep": None, "save_best_only": True}, ConfigError, "save_best_only", id="best-only"),
+        pytest.param(
+            {"keep": None, "save_best_only": True}, ConfigError, "save_best_only", id="best-only"
+        ),
         pytest.param({"resume": 3}, ConfigError, "Received: resume=3", id="resume"),
         pytest.param({"resume": "newest"}, ValueError, "Received: 'newest'", id="selector"),
         pytest.param({"spool": object()}, NotAvailable, "'spool' is not available", id="spool"),
@@ -330,7 +349,10 @@ def test_arguments_that_cannot_be_used(
 
 
 def test_a_monitor_that_never_appears_is_an_error_at_the_first_epoch_end() -> None:
-    with mlflow.start_run() as run, pytest.raises(MonitorMissing, match="They hold: accuracy, loss") as caught:
+    with (
+        mlflow.start_run() as run,
+        pytest.raises(MonitorMissing, match="They hold: accuracy, loss") as caught,
+    ):
         fit(mlp(), MlflowCheckpoint(), epochs=3, validation_data=None)
     assert caught.value.available == ("accuracy", "loss")
     assert ckpt.list_checkpoints(run.info.run_id).empty
@@ -399,8 +421,7 @@ def test_a_failed_upload_ends_the_fit_and_leaves_the_one_before(
     assert ckpt.resolve(run.info.run_id, "latest").epoch == 2
     assert [s for s, _ in history(run.info.run_id)["loss"]] == [1, 2, 3]
     statuses = [
-        m.status.value
-        for m in mlflow.MlflowClient().search_logged_models([run.info.experiment_id])
+        m.status.value for m in mlflow.MlflowClient().search_logged_models([run.info.experiment_id])
     ]
     assert sorted(statuses) == ["FAILED", "READY", "READY"]
 

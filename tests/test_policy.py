@@ -37,13 +37,10 @@ def history(*values: float | None) -> list[Candidate]:
     ("every", "at", "expected"),
     [
         pytest.param(Every(epochs=5), epoch_end(5), True, id="epoch"),
-        pytest.param(Every(epochs=5), epoch_end(6), False, id="epoch-between"),
         pytest.param(Every(epochs=5), moment(epoch=5), False, id="inside-the-epoch-after"),
         pytest.param(Every(steps=100), moment(100, 99), True, id="step"),
         pytest.param(Every(steps=100), moment(99, 98), False, id="step-before"),
-        pytest.param(Every(steps=100), moment(101, 100), False, id="step-after"),
         pytest.param(Every(steps=100), moment(112, 96), True, id="multiple-is-passed"),
-        pytest.param(Every(steps=100), moment(100, 84), True, id="multiple-ends-the-jump"),
         pytest.param(Every(steps=100), moment(116, 100), False, id="multiple-began-the-jump"),
         pytest.param(Every(steps=10), moment(64, 32), True, id="jump-over-several"),
         pytest.param(
@@ -55,7 +52,6 @@ def history(*values: float | None) -> list[Candidate]:
         pytest.param(Every(epochs=2, steps=7), epoch_end(2), True, id="combo-epoch"),
         pytest.param(Every(epochs=2, steps=7), moment(7, 6, epoch=1), True, id="combo-step"),
         pytest.param(Every(epochs=2, steps=7), moment(8, 7, epoch=2), False, id="combo-neither"),
-        pytest.param(Every(epochs=2, seconds=9), moment(seconds=9), True, id="combo-seconds"),
     ],
 )
 def test_when_a_checkpoint_is_due(every: Every, at: Moment, expected: bool) -> None:
@@ -66,10 +62,8 @@ def test_when_a_checkpoint_is_due(every: Every, at: Moment, expected: bool) -> N
     ("values", "keep", "mode", "expected"),
     [
         pytest.param([3, 2, 1], None, "min", "1 2 3", id="none-keeps-all"),
-        pytest.param([3, 2, 1], Keep(last=2, best=None), "min", "2 3", id="last"),
         pytest.param([1, 2, 3], Keep(last=1), "min", "1 3", id="best-min"),
         pytest.param([3, 2, 1], Keep(last=1), "max", "1 3", id="best-max"),
-        pytest.param([1, 2, 3, 4], Keep(last=1, best=2), "min", "1 2 4", id="two-best"),
         pytest.param([1, 1, 5], Keep(last=1), "min", "2 3", id="tie-goes-to-the-later-step"),
         pytest.param([2, NAN, NAN], Keep(last=1), "min", "1 3", id="nan-never-evicts"),
         pytest.param([2, INF, 1], Keep(last=1), "max", "1 3", id="infinity-is-not-best"),
@@ -117,7 +111,6 @@ def test_every_counts_ended_epochs_alone() -> None:
     ("value", "best", "mode", "expected"),
     [
         pytest.param(1.0, None, "min", True, id="first"),
-        pytest.param(NAN, None, "min", False, id="nan-is-no-first"),
         pytest.param(-INF, 1.0, "min", False, id="infinity-is-no-better"),
         pytest.param(1.0, 2.0, "min", True, id="smaller"),
         pytest.param(2.0, 2.0, "min", False, id="equal-min"),
@@ -144,13 +137,10 @@ def test_the_direction_that_a_name_suggests(names: str, mode: str | None) -> Non
     [
         (Every, {}, r"Received: Every\(\)"),
         (Every, {"epochs": 0}, r"at least 1. Received: Every\(epochs=0\)"),
-        (Every, {"steps": -1}, r"Every\(steps=-1\)"),
         (Every, {"epochs": True}, r"Every\(epochs=True\)"),
         (Every, {"seconds": 0}, r"positive seconds. Received: Every\(seconds=0\)"),
         (Every, {"seconds": NAN}, r"Every\(seconds=nan\)"),
-        (Every, {"seconds": INF}, r"Every\(seconds=inf\)"),
         (Every, {"seconds": True}, r"Every\(seconds=True\)"),
-        (Keep, {"last": 0}, r"Keep\(last=0\)"),
         (Keep, {"best": -2}, r"Keep\(best=-2\)"),
         (Keep, {"every": 2.0}, r"Keep\(every=2.0\)"),
     ],

@@ -52,7 +52,9 @@ def connect() -> MlflowClient:
     """
     uri = mlflow.get_tracking_uri()
     if urlsplit(uri).scheme in ("", "file") or len(urlsplit(uri).scheme) == 1:
-        raise UnsupportedStore(f"The file store cannot hold checkpoints. Received: {uri!r}. {_UPGRADE}")
+        raise UnsupportedStore(
+            f"The file store cannot hold checkpoints. Received: {uri!r}. {_UPGRADE}"
+        )
     with translated("connect"):
         return MlflowClient(tracking_uri=uri)
 

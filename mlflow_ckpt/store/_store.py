@@ -63,7 +63,9 @@ class Store:
 
     # --- curves ---------------------------------------------------------------
 
-    def log_rows(self, run: Run, rows: Iterable[MetricRow], tags: Iterable[tuple[str, str]] = ()) -> None:
+    def log_rows(
+        self, run: Run, rows: Iterable[MetricRow], tags: Iterable[tuple[str, str]] = ()
+    ) -> None:
         """Add points to the run's curves, in one request."""
         with translated("log metrics"):
             self._client.log_batch(
@@ -76,7 +78,10 @@ class Store:
         """The run's curve of `key`, by step."""
         with translated(f"read the metric {key!r}"):
             history = self._client.get_metric_history(run.run_id, key)
-        return {m.step: MetricRow(key=key, value=m.value, timestamp=m.timestamp, step=m.step) for m in history}
+        return {
+            m.step: MetricRow(key=key, value=m.value, timestamp=m.timestamp, step=m.step)
+            for m in history
+        }
 
     # --- checkpoints ----------------------------------------------------------
 
@@ -155,7 +160,11 @@ class Store:
             repository = get_artifact_repository(checkpoint.artifact_uri)
             return Path(repository.download_artifacts(path, dst_path=str(directory)))
         except (MlflowException, OSError) as error:
-            if isinstance(error, FileNotFoundError) or "No such" in str(error) or "404" in str(error):
+            if (
+                isinstance(error, FileNotFoundError)
+                or "No such" in str(error)
+                or "404" in str(error)
+            ):
                 raise DigestMismatch(
                     f"The file {path!r} of checkpoint {checkpoint.name} is missing at "
                     f"{checkpoint.artifact_uri}. Take another one "
@@ -164,7 +173,9 @@ class Store:
                     expected="a file",
                     found="no file",
                 ) from error
-            raise StoreError(f"Could not download {path!r} of {checkpoint.name}: {error}") from error
+            raise StoreError(
+                f"Could not download {path!r} of {checkpoint.name}: {error}"
+            ) from error
 
     @staticmethod
     def versions() -> dict[str, str]:

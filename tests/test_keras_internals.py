@@ -1,0 +1,197 @@
+"""What we lean on and Keras does not promise: an upgrade that moves it fails here by name."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from builders import data, fit, mlp, same
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlflow_ckpt import keras_internals as ki
+
+Callback = keras.callbacks.Callback
+optimizers = keras.optimizers
+
+
+class Recorder(Callback):
+    """Writes down what it sees, hook by hook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[str] = []
+        self.began: dict[str, Any] = {}
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.began = {"list": ki.calling_callback_list(), "arguments": ki.fit_arguments()}
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.events.append(f"batch {batch}")
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.events.append(f"{len(self.model.history.epoch)} in History")
+
+
+class Appends(Callback):
+    """Puts a recorder behind everybody, as our callback does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recorder = Recorder()
+
+    def set_model(self, model: keras.Model) -> None:
+        super().set_model(model)
+        self.callbacks = ki.calling_callback_list()
+        assert self.callbacks is not None
+        ki.append_callback(self.callbacks, self.recorder)
+
+
+def starts_at(epoch: int, model: keras.Model, *, clear: bool) -> Callback:
+    """Override `initial_epoch` from within the fit, and clear that again in its first epoch."""
+    return keras.callbacks.LambdaCallback(
+        on_train_begin=lambda logs: ki.set_initial_epoch(model, epoch),
+        on_epoch_begin=lambda number, logs: clear and ki.clear_initial_epoch(model),
+    )
+
+
+def built_optimizer() -> Any:
+    optimizer = optimizers.SGD()
+    optimizer.build([keras.Variable(np.zeros(2))])
+    return optimizer
+
+
+def scaled_optimizer() -> Any:
+    return optimizers.LossScaleOptimizer(optimizers.Adam())
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        pytest.param(keras.callbacks.CallbackList, "callbacks", id="CallbackList.callbacks"),
+        pytest.param(keras.callbacks.CallbackList, "_async_train", id="CallbackList._async_train"),
+        pytest.param(keras.Model, "_initial_epoch", id="Model._initial_epoch"),
+        pytest.param(keras.metrics.Accuracy, "_direction", id="Metric._direction"),
+        pytest.param(built_optimizer, "_trainable_variables", id="Optimizer._trainable_variables"),
+        pytest.param(scaled_optimizer, "inner_optimizer", id="LossScaleOptimizer.inner_optimizer"),
+    ],
+)
+def test_the_attribute_is_still_there(owner: Any, name: str) -> None:
+    assert hasattr(owner(), name), f"Keras {keras.__version__} moved it"
+
+
+def test_the_list_that_calls_us_is_found_within_fit_and_nowhere_else() -> None:
+    first, recorder = Appends(), Recorder()
+    fit(mlp(), first, recorder, epochs=1)
+    assert first.callbacks.callbacks[:2] == [first, recorder]
+    assert recorder.began["list"] is first.callbacks
+    assert ki.calling_callback_list() is None
+
+
+def test_an_appended_callback_comes_last_and_misses_nothing() -> None:
+    first, model = Appends(), mlp()
+    fit(model, first, Callback(), epochs=2)
+    tail = first.recorder
+    assert first.callbacks.callbacks[-1] is tail
+    assert first.callbacks._async_train is False
+    assert (tail.model, tail.params["epochs"]) == (model, 2)
+    assert tail.began["list"] is first.callbacks
+    assert tail.events == [
+        "batch 0",
+        "batch 1",
+        "1 in History",
+        "batch 0",
+        "batch 1",
+        "2 in History",
+    ]
+
+
+def test_a_callback_is_appended_once() -> None:
+    callbacks, tail = keras.callbacks.CallbackList(), Callback()
+    for _ in range(2):
+        ki.append_callback(callbacks, tail)
+    assert callbacks.callbacks == [tail]
+
+
+def test_the_arguments_of_the_running_fit_are_found() -> None:
+    recorder, validation = Recorder(), data()
+    fit(mlp(), recorder, epochs=4, initial_epoch=2, validation_freq=[3], validation_data=validation)
+    found = dict(recorder.began["arguments"])
+    assert found.pop("validation_data") is validation
+    assert found == {"initial_epoch": 2, "epochs": 4, "validation_freq": [3]}
+
+
+def test_a_fit_of_somebody_else_is_not_mistaken_for_one() -> None:
+    def fit(initial_epoch: int = 3) -> Any:
+        return ki.fit_arguments()
+
+    assert fit() == {}
+
+
+def test_the_overridden_initial_epoch_is_honoured_and_gone_once_cleared() -> None:
+    model = mlp()
+    assert fit(model, starts_at(2, model, clear=True), epochs=4).epoch == [2, 3]
+    assert fit(model, epochs=2).epoch == [0, 1]
+
+
+def test_keras_itself_never_clears_it() -> None:
+    model = mlp()
+    fit(model, starts_at(2, model, clear=False), epochs=3)
+    assert fit(model, epochs=3).epoch == [2], "if Keras resets it now, our clearing may go"
+
+
+def test_metrics_tell_their_directions() -> None:
+    undirected = keras.metrics.MeanMetricWrapper(keras.losses.mean_absolute_error, "plain")
+    metrics = ["accuracy", "auc", undirected]
+    weighted = [keras.metrics.MeanSquaredError(name="mse")]
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3, activation="softmax")])
+    model.compile("sgd", "mae", metrics=metrics, weighted_metrics=weighted)
+    assert ki.metric_directions(model)["loss"] == "min", "known before anything is built"
+    model.fit(np.ones((4, 3)), np.eye(4, 3), verbose=0)
+    expected = {"loss": "min", "accuracy": "max", "auc": "max", "mse": "min"}
+    assert ki.metric_directions(model) == expected, "and a plain wrapper has none"
+
+
+def test_an_optimizer_knows_its_variables_in_its_own_order() -> None:
+    one, two = keras.Variable(np.zeros(2), name="one"), keras.Variable(np.zeros(3), name="two")
+    for optimizer in (optimizers.Adam(), scaled_optimizer()):
+        assert ki.trained_variables(optimizer) == []
+        optimizer.build([two, one])
+        assert [id(v) for v in ki.trained_variables(optimizer)] == [id(two), id(one)]
+
+
+@pytest.mark.parametrize("name", ["m.keras", "m.weights.h5"])
+def test_weights_and_optimizer_load_together(name: str, tmp_path: Path) -> None:
+    old, new = mlp(), mlp()
+    fit(old, epochs=1)
+    (old.save if name == "m.keras" else old.save_weights)(tmp_path / name)
+    new.optimizer.build(new.trainable_variables)
+    assert not same(old, new)
+    ki.load_whole_state(new, str(tmp_path / name))
+    assert same(old, new)
+
+
+def test_the_global_seed_generator_goes_on_where_it_was() -> None:
+    keras.utils.set_random_seed(3)
+    assert ki.global_seed_state() is None
+    keras.random.normal((2,))
+    state = ki.global_seed_state()
+    assert state is not None
+    drawn = np.asarray(keras.random.normal((2,)))
+    ki.restore_global_seed_state(state)
+    assert np.array_equal(keras.random.normal((2,)), drawn)
+
+
+@given(st.integers(), st.booleans())
+def test_pythons_generator_stays_still_whatever_happens_inside(seed: int, fails: bool) -> None:
+    random.seed(seed)
+    before = random.getstate()
+    with contextlib.suppress(ZeroDivisionError), ki.untouched_python_rng():
+        keras.random.SeedGenerator()
+        assert random.random() / (not fails)
+    assert random.getstate() == before

@@ -1,0 +1,411 @@
+"""Continue a run by its ID: what is restored, when nothing is trained, what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import mlflow
+import numpy as np
+import pytest
+from builders import Gan, Subclassed, data, fit, history, mlp, same
+from doubles import RaiseAt, Remembering, StopHere
+
+import mlflow_ckpt as ckpt
+from mlflow_ckpt import Every, Keep, MlflowCheckpoint, Resume
+from mlflow_ckpt.errors import (
+    CheckpointNotFound,
+    DigestMismatch,
+    ModelMismatch,
+    NoCheckpoints,
+    NotAvailable,
+    ResumeError,
+    SelectorError,
+)
+
+Forget = Callable[[], None]
+
+
+def train(run_id: str | None, build: Callable[[], Any], epochs: int, **arguments: Any) -> Any:
+    """What a script does: seed, build, fit; return the run ID, the model and the History."""
+    keras.utils.set_random_seed(11)
+    model = build()
+    extra = arguments.pop("callbacks", [])
+    checkpoint = MlflowCheckpoint(**arguments.pop("checkpoint", {}))
+    with mlflow.start_run(run_id=run_id) as run:
+        result = fit(model, checkpoint, *extra, epochs=epochs, **arguments)
+    return run.info.run_id, model, result
+
+
+def interrupted(build: Callable[[], Any], forget: Forget, *, at: int, **arguments: Any) -> str:
+    """Break a training off inside epoch `at` (from 1), as if the process had died there."""
+    with mlflow.start_run() as run:
+        pass
+    callbacks = [*arguments.pop("callbacks", []), RaiseAt(at)]
+    with pytest.raises(StopHere):
+        train(run.info.run_id, build, 20, callbacks=callbacks, **arguments)
+    forget()
+    return str(run.info.run_id)
+
+
+def subclassed() -> keras.Model:
+    model = Subclassed()
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+def scheduled() -> keras.Model:
+    return mlp(optimizer=keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 12)))
+
+
+def averaged() -> keras.Model:
+    return mlp(optimizer=keras.optimizers.Adam(use_ema=True, ema_momentum=0.9))
+
+
+def accumulating() -> keras.Model:
+    return mlp(optimizer=keras.optimizers.Adam(gradient_accumulation_steps=2))
+
+
+def scaled() -> keras.Model:
+    inner = keras.optimizers.Adam()
+    return mlp(optimizer=keras.optimizers.LossScaleOptimizer(inner, initial_scale=2.0))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        pytest.param(mlp, id="dropout-mlp"),
+        pytest.param(subclassed, id="subclassed-built-by-fit"),
+        pytest.param(scheduled, id="learning-rate-schedule"),
+        pytest.param(averaged, id="ema"),
+        pytest.param(accumulating, id="gradient-accumulation"),
+        pytest.param(scaled, id="loss-scaling"),
+    ],
+)
+def test_a_resumed_run_ends_like_one_that_was_never_interrupted(
+    build: Callable[[], Any], another_process: Forget
+) -> None:
+    reference_run, reference, expected = train(None, build, 6)
+    another_process()
+    run_id = interrupted(build, another_process, at=4)
+    _, model, result = train(run_id, build, 6)
+    assert same(model, reference)
+    assert result.history == expected.history
+    assert history(run_id) == history(reference_run)
+
+
+def test_two_optimizers_of_a_gan_are_both_restored(another_process: Forget) -> None:
+    x, _ = data()
+
+    def gan(run_id: str | None, *extra: Any) -> tuple[str, Gan]:
+        keras.utils.set_random_seed(5)
+        model = Gan()
+        model.compile(keras.optimizers.Adam(0.01), keras.optimizers.SGD(0.02, momentum=0.9))
+        checkpoint = MlflowCheckpoint(monitor="d_loss", mode="min")
+        with mlflow.start_run(run_id=run_id) as run:
+            model.fit(x, epochs=5, verbose=0, callbacks=[checkpoint, *extra])
+        return run.info.run_id, model
+
+    _, reference = gan(None)
+    another_process()
+    with mlflow.start_run() as run:
+        pass
+    with pytest.raises(StopHere):
+        gan(run.info.run_id, RaiseAt(4))
+    another_process()
+    run_id, model = gan(run.info.run_id)
+    assert same(model, reference)
+    assert ckpt.resolve(run_id, "latest").step == 10
+    assert same(ckpt.load_model(run_id), model)
+
+
+def test_other_callbacks_go_on_where_they_were(another_process: Forget) -> None:
+    def callbacks() -> list[Any]:
+        return [
+            keras.callbacks.EarlyStopping(patience=9, min_delta=10.0, restore_best_weights=True),
+            keras.callbacks.ReduceLROnPlateau(patience=2, min_delta=10.0, cooldown=1),
+            Remembering(),
+        ]
+
+    def facts(found: list[Any]) -> list[Any]:
+        stop, reduce, own = found
+        return [
+            stop.wait,
+            stop.best,
+            stop.best_epoch,
+            reduce.wait,
+            reduce.cooldown_counter,
+            own.losses,
+        ]
+
+    expected = callbacks()
+    _, reference, _ = train(None, mlp, 7, callbacks=expected)
+    another_process()
+    run_id = interrupted(mlp, another_process, at=5, callbacks=callbacks())
+    found = callbacks()
+    _, model, _ = train(run_id, mlp, 7, callbacks=found)
+    assert facts(found) == facts(expected)
+    assert same(model, reference)
+
+
+def test_the_best_so_far_survives(another_process: Forget) -> None:
+    run_id = interrupted(mlp, another_process, at=4, checkpoint={"save_best_only": True})
+    before = ckpt.resolve(run_id, "best")
+    train(run_id, mlp, 4, checkpoint={"save_best_only": True}, callbacks=[Worse()])
+    assert ckpt.resolve(run_id, "best") == before
+    assert ckpt.resolve(run_id, "latest").epoch == 4
+
+
+class Worse(keras.callbacks.Callback):
+    """Report a validation loss far above any real one."""
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        logs["val_loss"] = 1e9
+
+
+def test_epochs_that_were_logged_but_not_saved_are_not_logged_again(
+    another_process: Forget,
+) -> None:
+    every = {"save_freq": Every(epochs=3)}
+    run_id = interrupted(mlp, another_process, at=6, checkpoint=every)
+    logged = {k: v for k, v in history(run_id).items() if k != "ckpt_step"}
+    assert [s for s, _ in logged["loss"]] == [1, 2, 3, 4, 5]
+    train(run_id, mlp, 8, checkpoint=every)
+    curves = history(run_id)
+    for key, rows in logged.items():
+        assert [s for s, _ in curves[key]] == list(range(1, 9))
+        assert curves[key][:5] == rows
+    assert "ckpt.resume_divergence" not in mlflow.get_run(run_id).data.tags
+
+
+def test_a_replay_that_differs_is_reported_and_not_drawn_twice(another_process: Forget) -> None:
+    every = {"save_freq": Every(epochs=3)}
+    run_id = interrupted(mlp, another_process, at=6, checkpoint=every)
+    x, y = data()
+    train(run_id, mlp, 6, checkpoint=every, validation_data=(x[:16], y[:16]))
+    steps = [s for s, _ in history(run_id)["val_loss"]]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert "val_loss@4: logged" in mlflow.get_run(run_id).data.tags["ckpt.resume_divergence"]
+
+
+# --- finished, shortened, lengthened ------------------------------------------
+
+
+class CountEpochs(keras.callbacks.Callback):
+    """Count the epochs that were really trained."""
+
+    trained = 0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.trained += 1
+
+
+def rerun(run_id: str, epochs: int, **arguments: Any) -> tuple[int, Any, Any]:
+    counter = CountEpochs()
+    extra = [*arguments.pop("callbacks", []), counter]
+    _, model, result = train(run_id, mlp, epochs, callbacks=extra, **arguments)
+    return counter.trained, model, result
+
+
+def test_a_finished_run_trains_nothing_and_restores_its_end(
+    another_process: Forget, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_id, reference, expected = train(None, averaged, 3)
+    before = list(ckpt.list_checkpoints(run_id)["model_id"])
+    another_process()
+    counter = CountEpochs()
+    _, model, result = train(run_id, averaged, 3, callbacks=[counter])
+    assert counter.trained == 0
+    assert same(model, reference)
+    assert result.history == expected.history
+    assert list(ckpt.list_checkpoints(run_id)["model_id"]) == before
+    assert "already complete at epoch 3; nothing to train" in capsys.readouterr().out
+
+
+def test_fewer_epochs_than_reached_train_nothing(another_process: Forget) -> None:
+    run_id, reference, _ = train(None, mlp, 4)
+    another_process()
+    trained, model, _ = rerun(run_id, 2)
+    assert trained == 0
+    assert same(model, reference)
+
+
+def test_more_epochs_continue(another_process: Forget) -> None:
+    long_run, reference, _ = train(None, mlp, 6)
+    another_process()
+    run_id, _, _ = train(None, mlp, 4, checkpoint={"save_freq": Every(epochs=3)})
+    another_process()
+    trained, model, _ = rerun(run_id, 6, checkpoint={"save_freq": Every(epochs=3)})
+    assert trained == 2
+    assert same(model, reference)
+    assert history(run_id)["val_loss"] == history(long_run)["val_loss"]
+
+
+def test_a_run_that_stopped_early_stays_stopped(another_process: Forget) -> None:
+    def stop() -> Any:
+        return keras.callbacks.EarlyStopping(patience=2, min_delta=10.0, restore_best_weights=True)
+
+    run_id, reference, _ = train(None, mlp, 9, callbacks=[stop()])
+    another_process()
+    trained, model, _ = rerun(run_id, 9, callbacks=[stop()])
+    assert trained == 0
+    assert same(model, reference)
+
+
+def test_killed_after_the_last_epoch_still_gets_its_end_state(another_process: Forget) -> None:
+    class Die(keras.callbacks.Callback):
+        def on_train_end(self, logs: Any = None) -> None:
+            raise StopHere("before the end state was saved")
+
+    with mlflow.start_run() as run:
+        pass
+    run_id = run.info.run_id
+    with pytest.raises(StopHere):
+        train(run_id, averaged, 3, callbacks=[Die()])
+    another_process()
+    _, reference, _ = train(None, averaged, 3)
+    another_process()
+    counter = CountEpochs()
+    _, model, _ = train(run_id, averaged, 3, callbacks=[counter])
+    assert counter.trained == 0
+    assert same(model, reference)
+    assert same(ckpt.load_model(run_id, "final"), reference)
+
+
+def test_a_script_with_two_fits_continues_inside_the_second(another_process: Forget) -> None:
+    def script(run_id: str | None, stop_at: int | None) -> tuple[str, Any]:
+        keras.utils.set_random_seed(11)
+        model = mlp()
+        with mlflow.start_run(run_id=run_id) as run:
+            fit(model, MlflowCheckpoint(), epochs=3)
+            fit(model, MlflowCheckpoint(), *([RaiseAt(stop_at)] if stop_at else []), epochs=4)
+        return run.info.run_id, model
+
+    reference_run, reference = script(None, None)
+    another_process()
+    with mlflow.start_run() as run:
+        pass
+    with pytest.raises(StopHere):
+        script(run.info.run_id, 3)
+    another_process()
+    run_id, model = script(run.info.run_id, None)
+    assert same(model, reference)
+    assert history(run_id) == history(reference_run)
+    another_process()
+    assert same(script(run_id, None)[1], reference)
+
+
+# --- what the user asks for ---------------------------------------------------
+
+
+def test_an_explicit_selector_is_obeyed(another_process: Forget) -> None:
+    run_id, _, _ = train(None, mlp, 4)
+    another_process()
+    trained, _, _ = rerun(run_id, 4, checkpoint={"resume": "epoch=2"})
+    assert trained == 2
+    assert [s for s, _ in history(run_id)["loss"]] == [1, 2, 3, 4]
+
+
+def test_an_explicit_selector_that_finds_nothing_raises(another_process: Forget) -> None:
+    with pytest.raises(NoCheckpoints):
+        train(None, mlp, 2, checkpoint={"resume": "latest"})
+    run_id, _, _ = train(None, mlp, 2)
+    another_process()
+    with pytest.raises(CheckpointNotFound, match="epoch=2"):
+        train(run_id, mlp, 2, checkpoint={"resume": Resume(which="epoch=9")})
+
+
+def test_resume_false_never_writes_a_second_first_epoch(another_process: Forget) -> None:
+    run_id, _, _ = train(None, mlp, 2)
+    another_process()
+    with pytest.raises(ResumeError, match="pass name='ckpt2'"):
+        train(run_id, mlp, 2, checkpoint={"resume": False})
+
+
+@pytest.mark.parametrize("initial_epoch", [0, 3], ids=["left-out", "agrees"])
+def test_an_initial_epoch_that_agrees(initial_epoch: int, another_process: Forget) -> None:
+    run_id = interrupted(mlp, another_process, at=4)
+    train(run_id, mlp, 5, initial_epoch=initial_epoch)
+    assert [s for s, _ in history(run_id)["loss"]] == [1, 2, 3, 4, 5]
+
+
+def test_an_initial_epoch_that_disagrees_is_refused(another_process: Forget) -> None:
+    run_id = interrupted(mlp, another_process, at=4)
+    with pytest.raises(ResumeError, match="Leave initial_epoch out"):
+        train(run_id, mlp, 5, initial_epoch=1)
+
+
+def test_saved_by_hand_is_no_resume_point(another_process: Forget) -> None:
+    with mlflow.start_run() as run:
+        ckpt.save(mlp(), series="ckpt", epoch=5)
+    with pytest.raises(ResumeError, match="saved by hand"):
+        train(run.info.run_id, mlp, 2, checkpoint={"resume": "latest"})
+
+
+def test_a_checkpoint_inside_an_epoch_restarts_that_epoch_and_says_so(
+    another_process: Forget, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = {"save_freq": 3, "keep": Keep(last=1, best=None), "monitor": None}
+    run_id = interrupted(mlp, another_process, at=3, checkpoint=arguments, batch_size=16)
+    assert ckpt.resolve(run_id).step == 6
+    train(run_id, mlp, 3, checkpoint=arguments, batch_size=16)
+    assert "its first 2 batches are trained again" in capsys.readouterr().out
+    assert [s for s, _ in history(run_id)["loss"]] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "resume",
+    [
+        pytest.param({"allow": ("optimizer",)}, id="allow"),
+        pytest.param({"force": True}, id="force"),
+    ],
+)
+def test_what_resume_cannot_do_yet(resume: dict[str, Any]) -> None:
+    with pytest.raises(NotAvailable):
+        Resume(**resume)
+
+
+def test_resume_reads_its_selector_at_once() -> None:
+    with pytest.raises(SelectorError, match="Received: 'sometimes'"):
+        Resume(which="sometimes")
+
+
+# --- refused, with nothing assigned -------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("build", "text"),
+    [
+        pytest.param(lambda: mlp(units=9), r"Expected: shape \(8, 8\) float32", id="wider-layer"),
+        pytest.param(lambda: mlp(optimizer="sgd"), "Expected: Adam. Received: SGD", id="optimizer"),
+        pytest.param(
+            lambda: mlp(optimizer=keras.optimizers.Adam(amsgrad=True)), "amsgrad", id="amsgrad"
+        ),
+    ],
+)
+def test_another_model_is_refused(
+    build: Callable[[], Any], text: str, another_process: Forget
+) -> None:
+    run_id, _, _ = train(None, mlp, 2)
+    another_process()
+    before = ckpt.list_checkpoints(run_id)
+    model = build()
+    untouched = [np.array(w) for w in model.get_weights()]
+    with mlflow.start_run(run_id=run_id), pytest.raises(ModelMismatch, match=text):
+        fit(model, MlflowCheckpoint(), epochs=4)
+    assert all(np.array_equal(a, b) for a, b in zip(untouched, model.get_weights(), strict=True))
+    assert ckpt.list_checkpoints(run_id).equals(before)
+
+
+def test_a_rotten_file_is_named_and_nothing_is_assigned(
+    another_process: Forget, tmp_path: Any
+) -> None:
+    run_id, _, _ = train(None, mlp, 2)
+    another_process()
+    files = sorted(tmp_path.rglob("data/model.keras"), key=lambda p: p.stat().st_mtime)
+    data_ = bytearray(files[-1].read_bytes())
+    data_[len(data_) // 2] ^= 1
+    files[-1].write_bytes(data_)
+    with pytest.raises(DigestMismatch, match=r"data/model\.keras"):
+        train(run_id, mlp, 4)
