@@ -179,8 +179,8 @@ def _save_policy(
         raise ConfigError(f"Expected Keep(last=, best=, every=) or None. Received: keep={keep!r}")
     if best_only and (keep is None or monitor is None):
         raise ConfigError(
-            "save_best_only=True needs a monitor and a keep policy: it keeps the best and one resume "
-            f"point. Received: monitor={monitor!r}, keep={keep!r}"
+            "save_best_only=True needs a monitor and a keep policy: it keeps the best and one "
+            f"resume point. Received: monitor={monitor!r}, keep={keep!r}"
         )
     if best_only and keep is not None:
         keep = Keep(last=1, best=keep.best or 1, every=keep.every)
@@ -212,14 +212,15 @@ def _refuse_conflicts(callbacks: keras.callbacks.CallbackList) -> None:
             callback, "save_weights_only", False
         ):
             raise ConflictingCallback(
-                "MLflow's own checkpoint callback saves the live model as legacy .h5, which damages "
-                "its optimizer for every later save. Switch it off: "
+                "MLflow's own checkpoint callback saves the live model as legacy .h5, which "
+                "damages its optimizer for every later save. Switch it off: "
                 "mlflow.tensorflow.autolog(checkpoint=False)."
             )
         elif isinstance(callback, keras.callbacks.ModelCheckpoint) and (
             path.endswith((".h5", ".hdf5")) and not path.endswith(".weights.h5")
         ):
             raise ConflictingCallback(
-                "ModelCheckpoint saves the live model as legacy .h5, which damages its optimizer for "
-                f"every later save. Give it a path ending in .keras. Received: filepath={path!r}"
+                "ModelCheckpoint saves the live model as legacy .h5, which damages its optimizer "
+                "for every later save. Give it a path ending in .keras. "
+                f"Received: filepath={path!r}"
             )

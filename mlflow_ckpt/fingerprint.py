@@ -34,7 +34,7 @@ def describe(model: keras.Model) -> dict[str, Any]:
     weights = list(model.weights)
     positions = {id(v): i for i, v in enumerate(weights)}
     variables = [_leaf(v) for v in weights]
-    optimizers = [
+    optimizers: list[dict[str, Any]] = [
         {
             "attribute": attribute,
             "class": type(optimizer).__name__,

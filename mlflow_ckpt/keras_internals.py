@@ -70,17 +70,17 @@ def fit_arguments() -> Mapping[str, Any]:
 
 
 def set_initial_epoch(model: keras.Model, epoch: int) -> None:
-    """Make the running `fit` begin at `epoch` (`model._initial_epoch`, read after on_train_begin)."""
+    """Make the running `fit` begin at `epoch`: it reads `model._initial_epoch` after begin."""
     model._initial_epoch = epoch
 
 
 def clear_initial_epoch(model: keras.Model) -> None:
-    """Undo `set_initial_epoch`. Keras resets it nowhere: the next plain `fit` would start late."""
+    """Undo `set_initial_epoch`. Keras never does: the next plain `fit` would start late."""
     model._initial_epoch = None
 
 
 def metric_directions(model: keras.Model) -> dict[str, Mode]:
-    """Direction of each metric that knows its own (`Metric._direction`, `CompileMetrics.metrics`)."""
+    """Direction of each metric that knows it (`Metric._direction`, `CompileMetrics.metrics`)."""
     flat: list[Any] = []
     for metric in model.metrics:
         flat.extend(getattr(metric, "metrics", None) or [metric])
@@ -131,7 +131,7 @@ def load_whole_state(model: keras.Model, path: str) -> None:
 
 @contextmanager
 def untouched_python_rng() -> Iterator[None]:
-    """Keep Python's generator still: an unseeded Keras layer or generator draws its seed from it."""
+    """Keep Python's generator still: an unseeded Keras seed generator draws from it."""
     state = random.getstate()
     try:
         yield

@@ -53,8 +53,8 @@ def choose_series(run: Run, selector: Selector) -> Series:
     known = run.series
     if not known:
         raise NoCheckpoints(
-            f"Run {run.run_id} holds no checkpoints. Add MlflowCheckpoint() to the callbacks of fit, "
-            "or save one by hand with mlflow_ckpt.save(model)."
+            f"Run {run.run_id} holds no checkpoints. Add MlflowCheckpoint() to the callbacks of "
+            "fit, or save one by hand with mlflow_ckpt.save(model)."
         )
     names = ", ".join(sorted(known))
     if selector.series:

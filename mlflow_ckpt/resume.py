@@ -184,8 +184,8 @@ def plan(
         return Plan(fit=fit, offset=0, epoch=asked, step=0, initial_epoch=asked), None
     if resume is None:
         raise ResumeError(
-            f"Run {run.run_id} already holds the series {series.name!r} up to epoch {newest.epoch}, "
-            "and resume=False would write its first epochs again. Start a new run, or pass "
+            f"Run {run.run_id} already holds the series {series.name!r} up to epoch "
+            f"{newest.epoch}, and resume=False would write its first epochs again. Start a new run, or pass "
             f"name='{series.name}2'."
         )
     return _from_checkpoint(store, newest, fit, asked, int(arguments.get("epochs", 0)))
@@ -201,8 +201,8 @@ def _choose(store: Store, run: Run, series: Series, resume: Resume | None) -> Ch
     chosen = find(store, run, Selector.parse(resume.which), series)
     if chosen.kind not in ("epoch", "batch"):
         raise ResumeError(
-            f"A fit can only continue from a checkpoint that a fit wrote. Received: {resume.which!r}, "
-            f"which is {chosen.name} (saved by hand, or an end state). Take its weights with "
+            "A fit can only continue from a checkpoint that a fit wrote. "
+            f"Received: {resume.which!r}, which is {chosen.name} (saved by hand, or an end state). Take its weights with "
             "load_weights(model, run_id, which) and start a new run."
         )
     return chosen

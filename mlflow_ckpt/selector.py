@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from mlflow_ckpt.errors import ConfigError, SelectorError
 
@@ -70,7 +70,7 @@ class Selector:
         return cls(**_parse_head(head.strip(), text), series=series or None)
 
 
-def _parse_head(head: str, text: str) -> dict[str, object]:
+def _parse_head(head: str, text: str) -> dict[str, Any]:
     if head in ("latest", "final", "best"):
         return {"kind": head}
     if match := _BEST.fullmatch(head):

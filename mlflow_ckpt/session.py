@@ -28,7 +28,8 @@ from mlflow_ckpt import (
     training_state,
 )
 from mlflow_ckpt.curves import Curves
-from mlflow_ckpt.errors import ConfigError, MonitorMissing, SaveFailed
+from mlflow_ckpt.errors import ConfigError, SaveFailed
+from mlflow_ckpt.monitor import Monitor
 from mlflow_ckpt.policy import Every, Keep, Moment
 from mlflow_ckpt.record import Checkpoint, Kind, Position, Run, Series
 from mlflow_ckpt.resume import Plan, Resume
@@ -125,11 +126,16 @@ class Session:
         self._plan = begun
         self.step = self._asked_step = begun.step
         self._epoch = begun.epoch
-        self._best = begun.best
         self._store.prepare_experiment(self._run)
-        self._record_series(
-            monitor=self._options.monitor, mode=self._options.mode or self._series.mode
+        self._monitor = Monitor(
+            self._options.monitor,
+            self._options.mode,
+            series=self._series,
+            best=begun.best,
+            model=self._model,
+            arguments=self._arguments,
         )
+        self._record_series(self._monitor.series)
         self._curves = Curves(
             self._store, self._run, self._series, step_offset=-1 if self._mlflow_counts else 0
         )
@@ -164,9 +170,8 @@ class Session:
         if left:
             say(f"{where}: not restored, because this fit has no place for it: {', '.join(left)}.")
 
-    def _record_series(self, **changes: Any) -> None:
+    def _record_series(self, updated: Series) -> None:
         """Write the series' facts to the run if they changed."""
-        updated = replace(self._series, **changes)
         if updated != self._series or self._series.name not in self._run.series:
             self._store.set_series(self._run, updated)
             tags = {**self._run.tags, updated.tag: updated.to_json()}
@@ -200,7 +205,8 @@ class Session:
         """Log the epoch, and save it if it is due, better, or the last."""
         metrics = {key: float(value) for key, value in (logs or {}).items()}
         self._epoch = self._plan.offset + epoch + 1
-        improved = self._watch(epoch, metrics)
+        improved = self._monitor.watch(epoch, self._epoch, metrics)
+        self._record_series(self._monitor.series)
         is_due = policy.due(self._options.saves.every, self._moment(epoch_ended=True))
         last = epoch + 1 >= int(self._arguments.get("epochs", 0)) or self._model.stop_training
         sound = math.isfinite(metrics.get("loss", 0.0))
@@ -211,7 +217,7 @@ class Session:
         elif self._options.log_metrics and not self._mlflow_counts:
             self._curves.log(self._curves.epoch_rows(metrics, self._epoch))
         self._asked_step = self.step
-        self._progress.epoch, self._progress.best = self._epoch, self._best
+        self._progress.epoch, self._progress.best = self._epoch, self._monitor.best
 
     def _moment(self, *, epoch_ended: bool) -> Moment:
         return Moment(
@@ -221,50 +227,6 @@ class Session:
             epoch_ended=epoch_ended,
             seconds=time.monotonic() - self._saved_at,
         )
-
-    def _watch(self, epoch: int, metrics: Mapping[str, float]) -> bool:
-        """Look at the monitor; return whether it improved."""
-        name = self._options.monitor
-        if name is None:
-            return False
-        if name not in metrics:
-            if self._arguments_skip_validation(epoch) and name.startswith("val_"):
-                return False
-            raise MonitorMissing(
-                f"monitor={name!r} is not in the logs of epoch {self._epoch}. "
-                f"They hold: {', '.join(sorted(metrics)) or 'nothing'}. Pass one of them, give fit "
-                "validation_data, or pass monitor=None to keep no best.",
-                monitor=name,
-                available=tuple(sorted(metrics)),
-            )
-        if self._series.mode is None or not self._series.directions:
-            self._resolve_mode(name)
-        mode = self._series.mode
-        if mode is None or not policy.improves(metrics[name], self._best, mode):
-            return False
-        self._best = metrics[name]
-        return True
-
-    def _arguments_skip_validation(self, epoch: int) -> bool:
-        """Whether `validation_freq` leaves this epoch without validation."""
-        frequency = self._arguments.get("validation_freq", 1)
-        if self._arguments.get("validation_data") is None:
-            return False
-        if isinstance(frequency, int):
-            return bool((epoch + 1) % frequency)
-        return (epoch + 1) not in frequency
-
-    def _resolve_mode(self, monitor: str) -> None:
-        """Ask the built metrics for their directions, as Keras's own callbacks do."""
-        directions = keras_internals.metric_directions(self._model)
-        known = replace(self._series, directions=directions)
-        mode = self._options.mode or known.direction(monitor) or policy.infer_mode(monitor)
-        if mode is None:
-            raise ConfigError(
-                f"Keras does not know whether {monitor!r} should be small or large. "
-                "Pass mode='min' or mode='max' to MlflowCheckpoint."
-            )
-        self._record_series(directions=directions, mode=mode)
 
     # --- save -----------------------------------------------------------------
 
@@ -323,7 +285,7 @@ class Session:
             "initial_epoch": self._plan.initial_epoch,
             "epochs": int(self._arguments.get("epochs", 0)),
             "stop_training": bool(self._model.stop_training),
-            "best": self._best,
+            "best": self._monitor.best,
             "build_config": _plain_config(self._model),
             "variables": training_state.capture_variables(self._model),
             "generators": training_state.capture_generators(),
@@ -333,12 +295,12 @@ class Session:
     # --- end ------------------------------------------------------------------
 
     def end(self) -> None:
-        """Leave the model as `fit` leaves it, and a record of that. Called after every `on_train_end`."""
+        """Record the state in which `fit` leaves the model. Called after every `on_train_end`."""
         self.release()
         self._end_state()
         self._curves.report()
         self._progress.epoch, self._progress.step = self._epoch, self.step
-        self._progress.best = self._best
+        self._progress.best = self._monitor.best
         self._progress.status = "completed"
 
     def _end_state(self) -> None:

@@ -90,11 +90,7 @@ def _read_array(group: h5py.Group, index: str) -> np.ndarray[Any, Any]:
 
 
 def _encode(value: Any, arrays: list[np.ndarray[Any, Any]], where: str) -> Any:
-    if (
-        value is None
-        or isinstance(value, (bool, int, float, str))
-        and not isinstance(value, np.generic)
-    ):
+    if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, (np.ndarray, np.generic)):
         arrays.append(np.asarray(value))

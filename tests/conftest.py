@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -50,6 +50,6 @@ def tracking(
 
 
 @pytest.fixture
-def another_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+def another_process() -> Callable[[], None]:
     """Call it to forget what this process did, as a restarted script has."""
-    yield resume._PROGRESS.clear
+    return resume._PROGRESS.clear

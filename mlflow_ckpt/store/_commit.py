@@ -78,8 +78,8 @@ def commit(client: MlflowClient, request: Commit) -> Checkpoint:
         return _fill(client, request, model)
     except (MlflowException, CheckpointError, OSError) as error:
         failure = SaveFailed(
-            f"The checkpoint {request.position.name} of run {request.run.run_id} was not committed: "
-            f"{error} Earlier checkpoints are untouched.",
+            f"The checkpoint {request.position.name} of run {request.run.run_id} was not "
+            f"committed: {error} Earlier checkpoints are untouched.",
             reason=error,
         )
         if model is not None:
