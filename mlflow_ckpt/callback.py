@@ -18,8 +18,9 @@ from mlflow_ckpt import keras_internals
 from mlflow_ckpt.errors import ConfigError, ConflictingCallback, NotAvailable
 from mlflow_ckpt.policy import Every, Keep
 from mlflow_ckpt.resume import Resume
+from mlflow_ckpt.saver import SavePolicy
 from mlflow_ckpt.selector import Mode, validate_series
-from mlflow_ckpt.session import Options, SavePolicy, Session
+from mlflow_ckpt.session import Options, Session
 
 _LATER = {
     "spool": "checkpoints go straight to the artifact store",
@@ -85,14 +86,15 @@ class MlflowCheckpoint(keras.callbacks.Callback):
         super().__init__()
         _refuse_later(spool=spool, interrupt=interrupt, when_busy=when_busy)
         self._options = Options(
-            saves=_save_policy(save_freq, monitor, save_best_only, save_weights_only, keep),
+            saves=_save_policy(
+                save_freq, monitor, save_best_only, save_weights_only, keep, bool(verbose)
+            ),
             monitor=_check_monitor(monitor),
             mode=_check_mode(mode),
             name=validate_series(name),
             run_id=run_id,
             resume=Resume.parse(resume),
             log_metrics=log_metrics,
-            verbose=verbose,
         )
         self._tail: _Tail | None = None
 
@@ -173,6 +175,7 @@ def _save_policy(
     best_only: bool,
     weights_only: bool,
     keep: Keep | None,
+    verbose: bool,
 ) -> SavePolicy:
     every = Every.parse(save_freq)
     if keep is not None and not isinstance(keep, Keep):
@@ -187,7 +190,11 @@ def _save_policy(
     # Without an epoch trigger the best epoch might never be saved.
     missed = monitor is not None and monitor.startswith("val_") and every.epochs is None
     return SavePolicy(
-        every=every, keep=keep, on_improvement=best_only or missed, weights_only=weights_only
+        every=every,
+        keep=keep,
+        on_improvement=best_only or missed,
+        weights_only=weights_only,
+        verbose=verbose,
     )
 
 

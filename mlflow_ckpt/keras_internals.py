@@ -69,7 +69,7 @@ def fit_arguments() -> Mapping[str, Any]:
     return {}
 
 
-def set_initial_epoch(model: keras.Model, epoch: int) -> None:
+def set_initial_epoch(model: keras.Model, epoch: int | None) -> None:
     """Make the running `fit` begin at `epoch`: it reads `model._initial_epoch` after begin."""
     model._initial_epoch = epoch
 

@@ -86,7 +86,8 @@ class FileEntry:
 def _mismatch(path: str, expected: str, found: str) -> DigestMismatch:
     return DigestMismatch(
         f"The file {path!r} is not the one that was committed. Expected: {expected}. "
-        f"Found: {found}. Do not use it; take another checkpoint (`mlflow-ckpt list <run_id>` shows them).",
+        f"Found: {found}. Do not use it; take another checkpoint "
+        "(`mlflow-ckpt list <run_id>` shows them).",
         path=path,
         expected=expected,
         found=found,

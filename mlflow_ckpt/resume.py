@@ -1,25 +1,20 @@
-"""Decide where a `fit` begins, and put a checkpoint's state into it.
+"""Decide where a `fit` begins: which fit of the series it is, and what to restore.
 
-    plan()     which fit of the series this is, and what to restore, if anything
-    restore()  fetch, verify, hold against the model, and only then assign
-
-Fits of a series are counted. `fit(epochs=10)` called twice on one model makes fit 1 and
-fit 2, epochs 1..10 and 11..20; after a kill in the second, the same script finds fit 1
-complete and continues inside fit 2.
+`restore.py` carries the plan out. Fits of a series are counted: `fit(epochs=10)` called
+twice on one model makes fit 1 and fit 2, epochs 1..10 and 11..20. After a kill in the
+second, the same script finds fit 1 complete and continues inside fit 2.
 """
 
 from __future__ import annotations
 
-import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import keras
 
-from mlflow_ckpt import callback_state, fingerprint, formats, keras_internals, training_state
+from mlflow_ckpt import training_state
 from mlflow_ckpt.errors import ConfigError, NotAvailable, ResumeError, SeriesInUse
 from mlflow_ckpt.loader import Fetched
 from mlflow_ckpt.record import Checkpoint, Run, Series
@@ -111,6 +106,7 @@ class Plan:
         state: Its training state.
         finished: Whether there is nothing left to train.
         behind: Whether the run holds a later fit than this one.
+        restart: Whether this fit begins anew at the end of the one before it.
     """
 
     fit: int
@@ -123,6 +119,30 @@ class Plan:
     state: Mapping[str, Any] = field(default_factory=dict)
     finished: bool = False
     behind: bool = False
+    restart: bool = False
+
+    def keras_epoch(self, epochs: int) -> int | None:
+        """The `initial_epoch` Keras needs: past the end where nothing is left to train."""
+        if self.restart:
+            return None
+        reached = self.epoch - self.offset
+        return max(reached, epochs) if self.finished else reached
+
+    def describe(self, left: Sequence[str]) -> list[str]:
+        """What is about to happen, in lines for a person; `left` found no place."""
+        if self.finished:
+            lines = [f"already complete at epoch {self.epoch}; nothing to train."]
+        else:
+            lines = [f"continues after epoch {self.epoch}, step {self.step}."]
+        inside = self.step - int(self.state.get("epoch_began_at", self.step))
+        if self.state.get("kind") == "batch" and not self.finished:
+            lines.append(
+                f"the checkpoint was taken inside an epoch; its first {inside} batches are "
+                "trained again."
+            )
+        if left:
+            lines.append(f"not restored, for want of a place in this fit: {', '.join(left)}.")
+        return lines
 
 
 def track(store: Store, run: Run, series: Series, model: keras.Model, begun: Plan) -> Progress:
@@ -164,7 +184,7 @@ def plan(
     arguments: Mapping[str, Any],
     *,
     known: bool,
-) -> tuple[Plan, Path | None]:
+) -> Plan:
     """Decide where the fit begins; see the module's docstring.
 
     Args:
@@ -178,17 +198,22 @@ def plan(
     """
     asked = int(arguments.get("initial_epoch", 0))
     if earlier is not None and earlier.status == "completed" and not earlier.behind:
-        return _next_fit(fit, earlier, asked), None
+        return _next_fit(fit, earlier, asked)
     newest = _choose(store, run, series, resume) if known or _explicit(resume) else None
     if newest is None:
-        return Plan(fit=fit, offset=0, epoch=asked, step=0, initial_epoch=asked), None
+        return Plan(fit=fit, offset=0, epoch=asked, step=0, initial_epoch=asked)
     if resume is None:
         raise ResumeError(
             f"Run {run.run_id} already holds the series {series.name!r} up to epoch "
-            f"{newest.epoch}, and resume=False would write its first epochs again. Start a new run, or pass "
-            f"name='{series.name}2'."
+            f"{newest.epoch}, and resume=False would write its first epochs again. Start a new "
+            f"run, or pass name='{series.name}2'."
         )
-    return _from_checkpoint(store, newest, fit, asked, int(arguments.get("epochs", 0)))
+    with Fetched(store, newest, (training_state.PATH,)) as fetched:
+        state = training_state.read(fetched.path / training_state.PATH)
+    if int(state["fit"]) < fit:
+        broken_off = earlier is not None and earlier.status == "running"
+        return _after_the_fit_before(newest, state, fit, asked, broken_off)
+    return _inside(newest, state, fit, asked, int(arguments.get("epochs") or 0))
 
 
 def _explicit(resume: Resume | None) -> bool:
@@ -202,8 +227,8 @@ def _choose(store: Store, run: Run, series: Series, resume: Resume | None) -> Ch
     if chosen.kind not in ("epoch", "batch"):
         raise ResumeError(
             "A fit can only continue from a checkpoint that a fit wrote. "
-            f"Received: {resume.which!r}, which is {chosen.name} (saved by hand, or an end state). Take its weights with "
-            "load_weights(model, run_id, which) and start a new run."
+            f"Received: {resume.which!r}, which is {chosen.name} (saved by hand, or an end "
+            "state). Take its weights with load_weights(model, run_id, which) and start a new run."
         )
     return chosen
 
@@ -219,22 +244,31 @@ def _next_fit(fit: int, earlier: Progress, asked: int) -> Plan:
     )
 
 
-def _from_checkpoint(
-    store: Store, newest: Checkpoint, fit: int, asked: int, epochs: int
-) -> tuple[Plan, Path]:
-    """Read the checkpoint's training state (verified) and continue where it stands."""
-    folder = Path(tempfile.mkdtemp(prefix="mlflow-ckpt-"))
-    manifest = store.manifest(newest, folder)
-    store.fetch(newest, manifest, (training_state.PATH,), folder)
-    state = training_state.read(folder / training_state.PATH)
+def _after_the_fit_before(
+    newest: Checkpoint, state: Mapping[str, Any], fit: int, asked: int, broken_off: bool
+) -> Plan:
+    """This fit has no checkpoint yet: it begins where the one before it ended.
+
+    If it was broken off in this process, the model holds half an epoch and goes back.
+    """
+    return Plan(
+        fit=fit,
+        offset=newest.epoch - asked,
+        epoch=newest.epoch,
+        step=newest.step,
+        best=state["best"],
+        initial_epoch=asked,
+        restore=newest if broken_off else None,
+        state=state,
+        restart=broken_off,
+    )
+
+
+def _inside(
+    newest: Checkpoint, state: Mapping[str, Any], fit: int, asked: int, epochs: int
+) -> Plan:
+    """Continue where the checkpoint stands, or find that nothing is left to do."""
     written, offset = int(state["fit"]), int(state["offset"])
-    if written < fit:
-        # The fits before this one are complete, in an earlier process: a fresh fit follows.
-        begun = Plan(
-            fit=fit, offset=newest.epoch - asked, epoch=newest.epoch, step=newest.step,
-            best=state["best"], initial_epoch=asked,
-        )  # fmt: skip
-        return begun, folder
     local = newest.epoch - offset
     if asked not in (0, int(state["initial_epoch"]), local):
         raise ResumeError(
@@ -253,48 +287,4 @@ def _from_checkpoint(
         state=state,
         finished=written > fit or stopped or local >= epochs,
         behind=written > fit,
-    ), folder
-
-
-def restore(
-    store: Store,
-    model: keras.Model,
-    callbacks: Sequence[keras.callbacks.Callback],
-    begun: Plan,
-    folder: Path,
-) -> list[str]:
-    """Put the planned checkpoint into the model and the callbacks.
-
-    Returns:
-        What was in the checkpoint and found no place, in words.
-
-    Raises:
-        DigestMismatch: If a file is not the committed one. Nothing was assigned.
-        ModelMismatch: If the model or an optimizer does not fit. Nothing was assigned.
-    """
-    assert begun.restore is not None
-    checkpoint, state = begun.restore, begun.state
-    source = f"checkpoint {checkpoint.name} of run {checkpoint.run_id}"
-    manifest = store.manifest(checkpoint, folder)
-    store.fetch(checkpoint, manifest, (formats.MODEL, formats.WEIGHTS), folder)
-    if not keras_internals.has_variables(model) and state.get("build_config"):
-        model.build_from_config(state["build_config"])
-    fingerprint.check_architecture(model, manifest.model, source=source, strict_dtype=True)
-    fingerprint.build_optimizers(model, manifest.model, source=source)
-    formats.load_training_state(model, folder, source=source)
-    left = training_state.restore_variables(model, state["variables"])
-    training_state.restore_generators(state["generators"])
-    return left + callback_state.restore(callbacks, state["callbacks"])
-
-
-def restore_end(store: Store, model: keras.Model, end: Checkpoint) -> None:
-    """Put the state in which a completed fit left its model back into it.
-
-    Raises:
-        DigestMismatch, ModelMismatch: As `restore`.
-    """
-    with Fetched(store, end, (formats.MODEL, formats.WEIGHTS)) as fetched:
-        fingerprint.check_architecture(
-            model, fetched.manifest.model, source=fetched.source, strict_dtype=True
-        )
-        formats.load_training_state(model, fetched.path, source=fetched.source)
+    )

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from builders import data, fit, mlp, same
+from builders import Gan, Subclassed, data, fit, mlp, same
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -60,12 +60,6 @@ def starts_at(epoch: int, model: keras.Model, *, clear: bool) -> Callback:
     )
 
 
-def built_optimizer() -> Any:
-    optimizer = optimizers.SGD()
-    optimizer.build([keras.Variable(np.zeros(2))])
-    return optimizer
-
-
 def scaled_optimizer() -> Any:
     return optimizers.LossScaleOptimizer(optimizers.Adam())
 
@@ -76,8 +70,9 @@ def scaled_optimizer() -> Any:
         pytest.param(keras.callbacks.CallbackList, "callbacks", id="CallbackList.callbacks"),
         pytest.param(keras.callbacks.CallbackList, "_async_train", id="CallbackList._async_train"),
         pytest.param(keras.Model, "_initial_epoch", id="Model._initial_epoch"),
+        pytest.param(keras.Model, "_flatten_layers", id="Layer._flatten_layers"),
         pytest.param(keras.metrics.Accuracy, "_direction", id="Metric._direction"),
-        pytest.param(built_optimizer, "_trainable_variables", id="Optimizer._trainable_variables"),
+        pytest.param(optimizers.SGD, "_trainable_variables", id="Optimizer._trainable_variables"),
         pytest.param(scaled_optimizer, "inner_optimizer", id="LossScaleOptimizer.inner_optimizer"),
     ],
 )
@@ -146,7 +141,7 @@ def test_keras_itself_never_clears_it() -> None:
 
 
 def test_metrics_tell_their_directions() -> None:
-    undirected = keras.metrics.MeanMetricWrapper(keras.losses.mean_absolute_error, "plain")
+    undirected = keras.metrics.MeanMetricWrapper(lambda y, p: p, name="plain")
     metrics = ["accuracy", "auc", undirected]
     weighted = [keras.metrics.MeanSquaredError(name="mse")]
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3, activation="softmax")])
@@ -163,6 +158,19 @@ def test_an_optimizer_knows_its_variables_in_its_own_order() -> None:
         assert ki.trained_variables(optimizer) == []
         optimizer.build([two, one])
         assert [id(v) for v in ki.trained_variables(optimizer)] == [id(two), id(one)]
+
+
+@pytest.mark.parametrize(
+    ("make", "built", "complete"),
+    [(mlp, True, True), (Gan, False, True), (Subclassed, False, False)],
+)
+def test_a_model_may_be_complete_without_a_call(make: Any, built: bool, complete: bool) -> None:
+    model = make()
+    assert (model.built, ki.has_variables(model)) == (built, complete)
+    with contextlib.suppress(KeyError), ki.regarded_as_built(model):
+        assert model.built is complete
+        raise KeyError
+    assert model.built is built
 
 
 @pytest.mark.parametrize("name", ["m.keras", "m.weights.h5"])

@@ -111,8 +111,9 @@ def test_every_counts_ended_epochs_alone() -> None:
     ("value", "best", "mode", "expected"),
     [
         pytest.param(1.0, None, "min", True, id="first"),
+        pytest.param(NAN, None, "min", False, id="nan-is-no-first"),
         pytest.param(-INF, 1.0, "min", False, id="infinity-is-no-better"),
-        pytest.param(1.0, 2.0, "min", True, id="smaller"),
+        pytest.param(2.0, 1.0, "max", True, id="larger"),
         pytest.param(2.0, 2.0, "min", False, id="equal-min"),
     ],
 )
