@@ -6,10 +6,10 @@ model's own compile config. TensorFlow is imported only for its own two formats.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -83,10 +83,14 @@ def _check_target(target: Path, format: str) -> None:
 
 
 def _write_h5(model: keras.Model, path: Path) -> None:
-    with warnings.catch_warnings():
-        # Keras calls the format legacy; whoever asks for it knows.
-        warnings.filterwarnings("ignore", message=".*HDF5.*")
+    # Keras calls the format legacy, through absl; whoever asks for it knows.
+    absl = logging.getLogger("absl")
+    level = absl.level
+    absl.setLevel(logging.ERROR)
+    try:
         keras.saving.save_model(model, path)
+    finally:
+        absl.setLevel(level)
 
 
 def _write_saved_model(model: keras.Model, path: Path) -> None:

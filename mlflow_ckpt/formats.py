@@ -80,15 +80,27 @@ def read_model(
     compile: bool,
     safe_mode: bool,
     source: str,
+    recorded: Mapping[str, Any],
 ) -> keras.Model:
     """Rebuild the model that the verified files below `directory` hold.
+
+    Args:
+        recorded: Its fingerprint, which says whether an optimizer had any state to restore.
 
     Raises:
         ArchitectureMissing: If only weights were stored, and no config.
         ModelNotLoadable: If Keras cannot or, in safe mode, will not rebuild it.
     """
     whole, config = directory / MODEL, directory / CONFIG
+    never_trained = not any(o["trains"] for o in recorded.get("optimizers", []))
     try:
+        if whole.exists() and never_trained:
+            # Keras builds the optimizer, finds no state for it and warns; there was none.
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Skipping variable loading")
+                return keras.saving.load_model(
+                    whole, custom_objects=custom_objects, compile=compile, safe_mode=safe_mode
+                )
         if whole.exists():
             return keras.saving.load_model(
                 whole, custom_objects=custom_objects, compile=compile, safe_mode=safe_mode

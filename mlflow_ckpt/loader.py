@@ -80,6 +80,7 @@ def load_model(
             compile=compile,
             safe_mode=safe_mode,
             source=fetched.source,
+            recorded=fetched.manifest.model,
         )
 
 

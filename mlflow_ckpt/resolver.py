@@ -75,8 +75,8 @@ def find(store: Store, run: Run, selector: Selector, series: Series) -> Checkpoi
     """Answer a selector within one series; see `resolve` for what is raised."""
     if selector.kind == "best":
         metric, mode = _ranking(selector, series)
-        found = store.best(run, series, metric, mode)
-        return found or _no_metric(store, run, series, metric)
+        found = store.best(run, series, metric, mode) if mode else None
+        return found or _no_best(store, run, series, metric, mode)
     if selector.number is not None:
         at = store.at_step if selector.kind == "step" else store.at_epoch
         found = at(run, series, selector.number)
@@ -85,25 +85,25 @@ def find(store: Store, run: Run, selector: Selector, series: Series) -> Checkpoi
     return found or _nothing(store, run, series, selector)
 
 
-def _ranking(selector: Selector, series: Series) -> tuple[str, Mode]:
+def _ranking(selector: Selector, series: Series) -> tuple[str, Mode | None]:
     metric = selector.metric or series.monitor
     if metric is None:
         raise SelectorError(
             f"The series {series.name!r} recorded no monitor, so 'best' has no metric. "
             "Name one, such as 'best(val_loss,min)'."
         )
-    mode = selector.mode or series.direction(metric) or policy.infer_mode(metric)
-    if mode is None:
+    return metric, selector.mode or series.direction(metric) or policy.infer_mode(metric)
+
+
+def _no_best(store: Store, run: Run, series: Series, metric: str, mode: Mode | None) -> Checkpoint:
+    """Say which is missing, the metric or its direction."""
+    history = _some(store, run, series)
+    names = sorted({name for c in history for name in c.metrics})
+    if mode is None and metric in names:
         raise SelectorError(
             f"It is not known whether {metric!r} should be small or large. "
             f"Say 'best({metric},min)' or 'best({metric},max)'."
         )
-    return metric, mode
-
-
-def _no_metric(store: Store, run: Run, series: Series, metric: str) -> Checkpoint:
-    history = _some(store, run, series)
-    names = sorted({name for c in history for name in c.metrics})
     near = difflib.get_close_matches(metric, names, n=1)
     raise MetricNotFound(
         f"No checkpoint of the series {series.name!r} of run {run.run_id} has a finite {metric!r}. "

@@ -142,13 +142,13 @@ class Saver:
             return None
         return self.newest if self._content == snapshot.content_digest(self._model) else None
 
-    def save_end(self, series: Series, counts: Counts) -> None:
+    def save_end(self, series: Series, counts: Counts) -> Checkpoint:
         """Save an end state that differs from the last epoch's: EMA, restored best weights.
 
         Raises:
             SaveFailed: If it was not committed.
         """
-        self._writer.submit(self._request("final", series, counts, None, {}, [])).wait()
+        return self._writer.submit(self._request("final", series, counts, None, {}, [])).wait()
 
     def _request(
         self,

@@ -226,11 +226,10 @@ class Session:
         self._progress.status = "completed"
 
     def _record_end(self) -> None:
-        same = self._saver.unchanged(self._counts.step)
-        if same is not None:
-            self._store.mark_final(same)
-        else:
-            self._saver.save_end(self._series, self._counts)
+        end = self._saver.unchanged(self._counts.step)
+        if end is None:
+            end = self._saver.save_end(self._series, self._counts)
+        self._store.mark_final(self._run, self._series, end)
 
     def _return_to_end(self) -> None:
         """Restore the end state of a fit that is complete, or make it up if a kill prevented it."""

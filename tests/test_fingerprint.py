@@ -101,7 +101,7 @@ def test_the_digests_ignore_names_and_see_everything_else() -> None:
 
 def test_a_subclassed_model_is_described_as_fit_built_it() -> None:
     model = Subclassed()
-    model.compile("adam", "sparse_categorical_crossentropy")
+    model.compile("adam", "sparse_categorical_crossentropy", run_eagerly=True)
     fit(model, epochs=1)
     found = describe(model)
     assert found["class"] == "Subclassed"
@@ -140,7 +140,7 @@ def test_a_gan_gets_both_optimizers_each_on_its_own_half() -> None:
 
 
 def test_an_optimizer_that_had_not_run_may_still_run_after_the_load() -> None:
-    model = mlp()
+    model = mlp(run_eagerly=True)
     build(model, mlp())
     fit(model, epochs=1)
     assert len(model.optimizer.variables) == 10

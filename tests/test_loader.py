@@ -91,7 +91,7 @@ def test_ties_go_to_the_later_step() -> None:
             "epoch=9", CheckpointNotFound, "nearest: epoch=1, epoch=2, epoch=3", id="epoch"
         ),
         pytest.param("step=5", CheckpointNotFound, "step=4, step=6", id="step"),
-        pytest.param("best(val_los)", SelectorError, r"best\(val_los,min\)", id="no-direction"),
+        pytest.param("best(val_los)", MetricNotFound, r"mean 'best\(val_loss\)'", id="typo"),
         pytest.param("best(val_los,min)", MetricNotFound, r"mean 'best\(val_loss\)'", id="metric"),
         pytest.param("latest@head", SeriesNotFound, "It has: ckpt", id="series"),
     ],
@@ -102,6 +102,13 @@ def test_what_does_not_exist_is_named_with_what_does(
     run_id, _ = trained()
     with pytest.raises(error, match=text):
         ckpt.resolve(run_id, which)
+
+
+def test_a_metric_of_unknown_direction_asks_for_one() -> None:
+    with mlflow.start_run() as run:
+        ckpt.save(mlp(), metrics={"score": 1.0})
+    with pytest.raises(SelectorError, match=r"'best\(score,min\)' or 'best\(score,max\)'"):
+        ckpt.resolve(run.info.run_id, "best(score)")
 
 
 def test_runs_without_checkpoints_unknown_deleted_and_with_several_series() -> None:
@@ -313,3 +320,12 @@ def test_a_damaged_file_is_named_and_nothing_appears(
         assert caught.value.path == name
     assert all(np.array_equal(a, b) for a, b in zip(before, mine.get_weights(), strict=True))
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_compiled_model_that_was_never_trained_loads_without_a_warning() -> None:
+    model = mlp()
+    with mlflow.start_run() as run:
+        ckpt.save(model)
+    loaded = ckpt.load_model(run.info.run_id)
+    for a, b in zip(loaded.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)

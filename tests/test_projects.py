@@ -47,14 +47,14 @@ class Workplace:
             *command, "--env-manager", "local", "--experiment-name", "projects", *arguments
         )
 
-    def call(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def call(self, *command: str) -> subprocess.CompletedProcess[str]:
         clean = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
         clean["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{clean['PATH']}"
         quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONDONTWRITEBYTECODE": "1"}
         return subprocess.run(
             command,
             cwd=self.path,
-            env={**clean, **quiet, **environment},
+            env={**clean, **quiet},
             capture_output=True,
             text=True,
             timeout=600,
@@ -165,33 +165,15 @@ def test_the_tutorial_restores_what_was_trained_to_the_last_digit(workplace: Wor
     assert "exports/tf_checkpoint.index" in files
 
 
-@pytest.fixture
-def no_network(tmp_path: Path) -> dict[str, str]:
-    """Nothing cached, and a proxy that refuses at once."""
-    return {"KERAS_HOME": str(tmp_path), "https_proxy": "http://127.0.0.1:9"}
-
-
-def test_mnist_without_a_network_is_one_sentence_and_exit_code_2(
-    workplace: Workplace, no_network: dict[str, str]
-) -> None:
-    script = str(PROJECTS["digits"] / "train.py")
-    done = workplace.call(sys.executable, script, "--dataset", "mnist", **no_network)
-    assert done.returncode == 2
-    lines = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
-    assert len(lines) == 1
-    assert lines[0].startswith("Error: MNIST could not be downloaded (URL fetch failure")
-    assert lines[0].endswith("or train with dataset=digits, which needs no download.")
-    assert "Traceback" not in done.stderr
-
-
 @pytest.mark.slow
 def test_a_failed_download_ends_the_run_as_failed(
-    workplace: Workplace, no_network: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in no_network.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))  # nothing cached
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # refuses at once
     done = workplace.mlflow_run("root", "-P", "dataset=mnist")
     assert done.returncode == 1
+    assert done.stderr.count("Error: MNIST could not be downloaded") == 1
     assert "Traceback" not in done.stderr
     assert workplace.newest_run().info.status == "FAILED"
 
@@ -284,6 +266,21 @@ def test_a_bad_option_is_one_line_and_exit_code_2(
     done = train(common, option, value)
     assert done.exit_code == 2
     assert done.output == f"Error: Invalid value for '{option}': {complaint}\n"
+
+
+def test_mnist_without_a_network_is_one_sentence_and_exit_code_2(
+    common: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = load_module(PROJECTS["digits"] / "data.py")
+    monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    command = click.command(cls=common.Command)(lambda: data.load("mnist"))
+    done = CliRunner().invoke(command, [])
+    assert done.exit_code == 2
+    keras_says, sentence = done.output.splitlines()
+    assert keras_says.startswith("Downloading data from https:")
+    assert sentence.startswith("Error: MNIST could not be downloaded (URL fetch failure on https:")
+    assert sentence.endswith("or train with dataset=digits, which needs no download.")
 
 
 def test_a_continued_run_brings_its_own_settings(common: ModuleType) -> None:

@@ -20,7 +20,7 @@ import pytest
 from builders import NoConfig, fit, mlp
 
 import mlflow_ckpt as ckpt
-from mlflow_ckpt import MlflowCheckpoint, formats, report
+from mlflow_ckpt import MlflowCheckpoint, formats, next_steps, report, table
 from mlflow_ckpt.errors import DigestMismatch, RunNotFound, SeriesNotFound
 from mlflow_ckpt.record import Run
 
@@ -225,7 +225,7 @@ def test_digests_are_shortened_where_the_terminal_is_narrow(
 def test_a_model_that_cannot_be_rebuilt_is_shown_its_way_back(
     tracking: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert report._CONFIG == formats.CONFIG
+    assert next_steps._CONFIG == formats.CONFIG
     model = NoConfig(lambda: 2)
     model(np.zeros((1, 3)))
     with mlflow.start_run() as run:
@@ -283,7 +283,7 @@ def test_the_commands_reach_the_same_server(
 ) -> None:
     here = {"here": tmp_path}
     records = [{"series": "ckpt", "is_best": True, "created_at": "1"}]
-    assert report._next_commands(uri.format_map(here), RUN, records) == [
+    assert next_steps.next_commands(uri.format_map(here), RUN, records, ".") == [
         browse.format_map(here),
         environment.format_map(here) + "mlflow run . --env-manager local -e resume -P run_id=abc",
         environment.format_map(here)
@@ -297,7 +297,7 @@ def test_the_default_database_is_known_in_a_folder_with_a_space(
     (tmp_path / "a b").mkdir()
     monkeypatch.chdir(tmp_path / "a b")
     mlflow.set_tracking_uri(None)
-    assert report._server(mlflow.get_tracking_uri(), RUN) == ("mlflow ui", "")
+    assert next_steps._server(mlflow.get_tracking_uri(), RUN) == ("mlflow ui", "")
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_the_default_database_is_known_in_a_folder_with_a_space(
 )
 def test_the_checkpoint_worth_loading(records: list[tuple[str, bool, int]], selector: str) -> None:
     keys = ("series", "is_best", "created_at")
-    assert report._worth_loading([dict(zip(keys, r, strict=True)) for r in records]) == selector
+    assert next_steps._worth_loading([dict(zip(keys, r, strict=True)) for r in records]) == selector
 
 
 @pytest.mark.parametrize("run", ["plain", "several", "empty"])
@@ -357,7 +357,7 @@ def test_a_summary_of_an_unknown_run_is_refused(tracking: str) -> None:
     ],
 )
 def test_sizes_in_words(size: int, text: str) -> None:
-    assert report.human_bytes(size) == text
+    assert table.human_bytes(size) == text
 
 
 @pytest.mark.parametrize(
@@ -371,4 +371,4 @@ def test_sizes_in_words(size: int, text: str) -> None:
     ],
 )
 def test_numbers_of_a_column_share_a_notation(values: list[float | None], texts: list[str]) -> None:
-    assert report._numbers(values) == texts
+    assert table.numbers(values) == texts

@@ -240,6 +240,8 @@ def test_more_epochs_continue(another_process: Forget) -> None:
     assert trained == 2
     assert same(model, reference)
     assert history(run_id)["val_loss"] == history(long_run)["val_loss"]
+    table = ckpt.list_checkpoints(run_id)
+    assert list(table.loc[table["is_final"], "epoch"]) == [6]
 
 
 def test_a_run_that_stopped_early_stays_stopped(another_process: Forget) -> None:

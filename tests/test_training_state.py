@@ -173,7 +173,7 @@ def test_a_model_with_other_generators_keeps_its_own_and_names_them() -> None:
 
 
 def test_only_what_no_model_file_holds_is_captured() -> None:
-    model = mlp()
+    model = mlp(run_eagerly=True)
     model.fit(*data(), verbose=0)
     assert [entry["path"] for entry in ts.capture_variables(model)] == [
         "seed_generator/seed_generator_state"

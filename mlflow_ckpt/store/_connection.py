@@ -13,6 +13,7 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 from mlflow_ckpt.errors import NoActiveRun, RunDeleted, RunNotFound, StoreError, UnsupportedStore
 from mlflow_ckpt.record import Run
@@ -38,10 +39,22 @@ def translated(action: str) -> Iterator[None]:
     except MlflowException as error:
         if error.error_code == "ENDPOINT_NOT_FOUND":
             raise UnsupportedStore(
-                f"The tracking server {mlflow.get_tracking_uri()} does not know logged models "
+                f"The tracking server {_without_secret(mlflow.get_tracking_uri())} does not know "
+                f"logged models "
                 f"({action}). {_UPGRADE}"
             ) from error
         raise StoreError(f"The tracking server refused to {action}: {error}") from error
+    except (SQLAlchemyError, ImportError) as error:
+        raise StoreError(
+            f"The tracking database {_without_secret(mlflow.get_tracking_uri())} could not "
+            f"{action}: {error}"
+        ) from error
+
+
+def _without_secret(uri: str) -> str:
+    """`uri` without the user and password that may stand in it."""
+    head, separator, host = uri.rpartition("@")
+    return f"{head.partition('://')[0]}://***@{host}" if separator else uri
 
 
 def connect() -> MlflowClient:
@@ -51,7 +64,8 @@ def connect() -> MlflowClient:
         UnsupportedStore: If the URI names MLflow's file store.
     """
     uri = mlflow.get_tracking_uri()
-    if urlsplit(uri).scheme in ("", "file") or len(urlsplit(uri).scheme) == 1:
+    scheme = urlsplit(uri).scheme
+    if (scheme in ("", "file") or len(scheme) == 1) and not uri.startswith("databricks"):
         raise UnsupportedStore(
             f"The file store cannot hold checkpoints. Received: {uri!r}. {_UPGRADE}"
         )
@@ -113,15 +127,17 @@ def get_run(client: MlflowClient, run_id: str) -> Run:
         RunNotFound: If the server does not know it.
         RunDeleted: If it was deleted.
     """
-    try:
-        found = client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise RunNotFound(
-                f"No run {run_id!r} on the tracking server {mlflow.get_tracking_uri()}. "
-                "Check the ID, and MLFLOW_TRACKING_URI or mlflow.set_tracking_uri(...)."
-            ) from error
-        raise StoreError(f"The tracking server refused to read run {run_id!r}: {error}") from error
+    with translated(f"read run {run_id!r}"):
+        try:
+            found = client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                uri = _without_secret(mlflow.get_tracking_uri())
+                raise RunNotFound(
+                    f"No run {run_id!r} on the tracking server {uri}. "
+                    "Check the ID, and MLFLOW_TRACKING_URI or mlflow.set_tracking_uri(...)."
+                ) from error
+            raise
     if found.info.lifecycle_stage == LifecycleStage.DELETED:
         raise RunDeleted(
             f"The run {run_id!r} is deleted. Restore it with: mlflow runs restore --run-id {run_id}"

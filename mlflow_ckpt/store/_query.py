@@ -65,6 +65,12 @@ def everything(client: MlflowClient, run: Run, series: Series) -> list[Checkpoin
     return _search(client, run, series, (), order, limit=None)
 
 
+def ends(client: MlflowClient, run: Run, series: Series) -> list[Checkpoint]:
+    """Every checkpoint that is marked as an end state."""
+    order = [{"field_name": f"metrics.{series.prefix}{STEP_METRIC}", "ascending": True}]
+    return _search(client, run, series, (FINAL,), order, limit=None)
+
+
 def kinds(*wanted: Kind) -> str:
     """Filter clause for these kinds."""
     return f"tags.`ckpt.kind` IN ({', '.join(repr(k) for k in wanted)})"

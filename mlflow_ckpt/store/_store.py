@@ -113,10 +113,16 @@ class Store:
     def commit(self, request: _commit.Commit) -> Checkpoint:
         return _commit.commit(self._client, request)
 
-    def mark_final(self, checkpoint: Checkpoint) -> None:
-        """Say that a committed checkpoint is also the state in which `fit` left the model."""
+    def mark_final(self, run: Run, series: Series, checkpoint: Checkpoint) -> None:
+        """Say that a committed checkpoint is the state in which `fit` left the model.
+
+        The end of an earlier, shorter fit is then an end no more.
+        """
         with translated(f"mark {checkpoint.name} as final"):
             self._client.set_logged_model_tags(checkpoint.model_id, {FINAL_TAG: "true"})
+            for other in _query.ends(self._client, run, series):
+                if other.model_id != checkpoint.model_id:
+                    self._client.set_logged_model_tags(other.model_id, {FINAL_TAG: "false"})
 
     def delete(self, checkpoints: Iterable[Checkpoint]) -> None:
         """Delete checkpoints; where the artifact store cannot, warn once and go on."""
