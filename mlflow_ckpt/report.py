@@ -72,18 +72,13 @@ def describe(run_id: str, which: str) -> dict[str, Any]:
 # --- what a person sees -------------------------------------------------------
 
 
-def print_run_summary(run_id: str, project: str = ".") -> None:
-    """Print the checkpoints of a run, and the commands to browse, continue and load it.
-
-    Args:
-        run_id: The run.
-        project: URI of the MLflow Project whose entry point `resume` continues it.
-    """
+def print_run_summary(run_id: str) -> None:
+    """Print the checkpoints of a run, and the commands to browse, continue and load it."""
     store = Store()
     run, found = store.run(run_id), records(run_id)
     console = _console()
     _print_run(console, run, found)
-    _print_block(console, "Next", next_commands(store.uri, run, found, project))
+    _print_block(console, "Next", next_commands(store.uri, run, found))
 
 
 def print_checkpoints(run_id: str, series: str | None = None) -> None:
