@@ -19,7 +19,7 @@ import numpy as np
 KERAS_STATE: Mapping[str, tuple[str, ...]] = {
     "EarlyStopping": ("wait", "stopped_epoch", "best", "best_weights", "best_epoch"),
     "ReduceLROnPlateau": ("wait", "cooldown_counter", "best"),
-    "ModelCheckpoint": ("best",),
+    "ModelCheckpoint": ("best", "_batches_seen_since_last_saving"),
     "SwapEMAWeights": ("_ema_weights_in_model",),
     "History": ("history", "epoch"),
 }
@@ -39,7 +39,7 @@ def capture(callbacks: Iterable[keras.callbacks.Callback]) -> tuple[dict[str, An
     for key, callback in _keyed(callbacks):
         own = getattr(callback, "checkpoint_state", None)
         attributes = _attributes(callback)
-        if callable(own):
+        if callable(own) and callable(getattr(callback, "restore_checkpoint_state", None)):
             states[key] = {"own": own()}
         elif attributes:
             states[key] = {name: _plain(getattr(callback, name, None)) for name in attributes}

@@ -35,6 +35,8 @@ what was received and what to do next.
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "ArchitectureMissing",
     "CheckpointError",
@@ -68,6 +70,17 @@ __all__ = [
 
 class CheckpointError(Exception):
     """Base class of every error raised by `mlflow_ckpt`."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The default calls `cls(message)`, which a class with attributes refuses.
+        return _rebuild, (type(self), self.args, vars(self))
+
+
+def _rebuild(cls: type[CheckpointError], args: tuple[Any, ...], state: dict[str, Any]) -> Any:
+    """Carry an error over from another process, attributes included."""
+    error = cls.__new__(cls, *args)
+    vars(error).update(state)
+    return error
 
 
 class ConfigError(CheckpointError, ValueError):

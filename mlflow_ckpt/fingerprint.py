@@ -131,7 +131,7 @@ def build_optimizers(model: keras.Model, recorded: Mapping[str, Any], *, source:
                 f"Expected: {want['class']}. Received: {have}. Compile it with the same optimizer, "
                 "or take the weights alone with load_weights(model, run_id, which)."
             )
-        if not want["variables"]:
+        if not want["trains"]:
             continue
         if not optimizer.built:
             optimizer.build([weights[i] for i in want["trains"]])

@@ -140,7 +140,7 @@ def untouched_python_rng() -> Iterator[None]:
 
 
 def global_seed_state() -> np.ndarray[Any, Any] | None:
-    """State of Keras's global seed generator (uint32, shape (2,)), `None` before its first use."""
+    """State of Keras's global seed generator, two integers; `None` before its first use."""
     generator = global_state.get_global_attribute(seed_generator.GLOBAL_SEED_GENERATOR)
     return None if generator is None else keras.ops.convert_to_numpy(generator.state)
 
@@ -149,3 +149,8 @@ def restore_global_seed_state(state: np.ndarray[Any, Any]) -> None:
     """Assign what `global_seed_state` returned."""
     with untouched_python_rng():
         seed_generator.global_seed_generator().state.assign(state)
+
+
+def forget_global_seed() -> None:
+    """Go back to before the first use: the next one draws its seed from Python's generator."""
+    global_state.set_global_attribute(seed_generator.GLOBAL_SEED_GENERATOR, None)

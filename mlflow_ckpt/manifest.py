@@ -76,7 +76,7 @@ class FileEntry:
                 if size != self.size:
                     raise _mismatch(self.path, f"{self.size} bytes", f"{size} bytes")
                 found = digest_file(file, self.digest.partition(":")[0])
-        except FileNotFoundError as error:
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise _mismatch(self.path, self.digest, "no file") from error
         if found != self.digest:
             raise _mismatch(self.path, self.digest, found)
@@ -123,7 +123,7 @@ class Manifest:
     ) -> Manifest:
         """Digest every file below `root`."""
         entries = []
-        for path in sorted(p for p in root.rglob("*") if p.is_file() and p.name != FILENAME):
+        for path in sorted(p for p in root.rglob("*") if p.is_file() and p != root / FILENAME):
             with path.open("rb") as file:
                 entries.append(
                     FileEntry(
@@ -162,7 +162,14 @@ class Manifest:
             raise _mismatch(FILENAME, digest, found)
         try:
             return cls._read(json.loads(data))
-        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        except (
+            LookupError,
+            TypeError,
+            AttributeError,
+            ValueError,
+            ArithmeticError,
+            RecursionError,
+        ) as error:
             if isinstance(error, (FormatTooNew, ManifestError)):
                 raise
             raise ManifestError(f"{FILENAME} is not of format {_MAJOR}.x: {error!r}") from error
@@ -192,6 +199,7 @@ def _read_entry(raw: Mapping[str, Any]) -> FileEntry:
     entry = FileEntry(path=str(raw["path"]), size=int(raw["size"]), digest=str(raw["digest"]))
     pure = PurePosixPath(entry.path)
     unsafe = pure.is_absolute() or ".." in pure.parts or not pure.parts or "\\" in entry.path
+    unsafe = unsafe or "\0" in entry.path or not _is_utf8(entry.path)
     if unsafe or ":" in pure.parts[0] or entry.size < 0:
         raise ManifestError(
             f"Expected a relative path inside the checkpoint. Received: {entry.path!r}"
@@ -199,3 +207,8 @@ def _read_entry(raw: Mapping[str, Any]) -> FileEntry:
     if entry.digest.partition(":")[0] not in _ALGORITHMS:
         raise ManifestError(f"Expected one of {sorted(_ALGORITHMS)}. Received: {entry.digest!r}")
     return entry
+
+
+def _is_utf8(text: str) -> bool:
+    """JSON may escape half a surrogate pair, which no file name can hold."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)

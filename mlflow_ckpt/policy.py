@@ -50,7 +50,7 @@ class Every:
         _positive("Every", "epochs", self.epochs)
         _positive("Every", "steps", self.steps)
         if self.seconds is not None and not (
-            isinstance(self.seconds, (int, float)) and 0 < self.seconds < math.inf
+            type(self.seconds) in (int, float) and 0 < self.seconds < math.inf
         ):
             raise ConfigError(
                 f"Expected positive seconds. Received: Every(seconds={self.seconds!r})"
@@ -152,7 +152,8 @@ def kept(history: Iterable[Candidate], keep: Keep | None, mode: Mode | None) -> 
     if keep is None:
         return {c.key for c in ordered}
     keys = {c.key for c in ordered if c.protected}
-    keys |= {c.key for c in ordered[-(keep.last or 1) :]}
+    free = [c for c in ordered if not c.protected]
+    keys |= {c.key for c in free[-(keep.last or 1) :]}
     if keep.best and mode:
         keys |= {c.key for c in ranked(ordered, mode)[: keep.best]}
     if keep.every:

@@ -170,7 +170,10 @@ class Series:
         for key in sorted(k for k in tags if k.startswith(SERIES_TAG_PREFIX)):
             name = key.removeprefix(SERIES_TAG_PREFIX)
             known = {"prefix", "monitor", "mode", "directions"}
-            fields = {k: v for k, v in json.loads(tags[key]).items() if k in known}
+            raw = json.loads(tags[key])
+            if not isinstance(raw, dict):
+                raise ValueError(f"Expected a mapping in the tag {key!r}. Received: {tags[key]!r}")
+            fields = {k: v for k, v in raw.items() if k in known}
             found[name] = cls(name=name, **fields)
         return found
 

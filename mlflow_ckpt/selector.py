@@ -21,7 +21,9 @@ GRAMMAR = "latest, final, best, best(<metric>[,min|max]), step=<n> or epoch=<n>,
 
 # LoggedModel names refuse / : . % ' " and the selector itself needs @.
 _SERIES = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-_BEST = re.compile(r"best\(\s*(?P<metric>[^(),@]+?)\s*(?:,\s*(?P<mode>min|max)\s*)?\)")
+_BEST = re.compile(
+    r"best\(\s*(?P<metric>[^(),@\s](?:[^(),@]*[^(),@\s])?)\s*(?:,\s*(?P<mode>min|max)\s*)?\)"
+)
 _NUMBER = re.compile(r"(?P<kind>step|epoch)\s*=\s*(?P<number>\d{1,18})")
 
 

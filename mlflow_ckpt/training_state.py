@@ -4,7 +4,8 @@
 
 Format 1.0: the dataset `state` holds UTF-8 JSON as bytes; an array stands in it as
 {"$array": "<index>"} and lies in the group `arrays` under that index, with its NumPy
-dtype name in the attribute `dtype` (bfloat16 lies there as uint16). No pickle.
+dtype name in the attribute `dtype` (what HDF5 has no type for, such as bfloat16, lies
+there as unsigned integers). A mapping's key that begins with $ has it twice. No pickle.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 import h5py
 import keras
+import ml_dtypes
 import numpy as np
 
 from mlflow_ckpt import keras_internals
@@ -24,6 +26,7 @@ from mlflow_ckpt.errors import ConfigError, FormatTooNew, ManifestError
 
 PATH = "state/training_state.h5"
 FORMAT = "1.0"
+_NARROW = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "int4", "uint4")
 
 
 # --- the file -----------------------------------------------------------------
@@ -43,7 +46,8 @@ def write(path: Path, state: Mapping[str, Any]) -> None:
         file.create_dataset("state", data=np.frombuffer(text.encode(), dtype=np.uint8))
         group = file.create_group("arrays")
         for index, array in enumerate(arrays):
-            raw = array.view(np.uint16) if array.dtype.name == "bfloat16" else array
+            narrow = array.dtype.name in _NARROW
+            raw = array.view(f"u{array.itemsize}") if narrow else array
             group.create_dataset(str(index), data=raw).attrs["dtype"] = array.dtype.name
 
 
@@ -69,7 +73,7 @@ def read(path: Path) -> dict[str, Any]:
                 )
             tree = json.loads(bytes(file["state"][()]))
             decoded = _decode(tree, lambda index: _read_array(file["arrays"], index))
-    except (OSError, KeyError, ValueError, TypeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, RecursionError) as error:
         if isinstance(error, FormatTooNew):
             raise
         raise ManifestError(f"{PATH} is not a training state of format 1.x: {error!r}") from error
@@ -82,17 +86,17 @@ def _read_array(group: h5py.Group, index: str) -> np.ndarray[Any, Any]:
     dataset = group[index]
     array: np.ndarray[Any, Any] = np.asarray(dataset[()])
     name = str(dataset.attrs["dtype"])
-    if name == "bfloat16":
-        import ml_dtypes
-
-        return array.view(ml_dtypes.bfloat16)
+    if name in _NARROW:
+        return array.view(np.dtype(getattr(ml_dtypes, name)))
     return array
 
 
 def _encode(value: Any, arrays: list[np.ndarray[Any, Any]], where: str) -> Any:
     if value is None or type(value) in (bool, int, float, str):
         return value
-    if isinstance(value, (np.ndarray, np.generic)):
+    if isinstance(value, (np.ndarray, np.generic)) and (
+        value.dtype.kind in "biufc" or value.dtype.name in _NARROW
+    ):
         arrays.append(np.asarray(value))
         return {"$array": str(len(arrays) - 1)}
     if isinstance(value, tuple):
@@ -100,7 +104,11 @@ def _encode(value: Any, arrays: list[np.ndarray[Any, Any]], where: str) -> Any:
     if isinstance(value, list):
         return [_encode(v, arrays, f"{where}[{i}]") for i, v in enumerate(value)]
     if isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
-        return {k: _encode(v, arrays, f"{where}.{k}") for k, v in value.items()}
+        # Our own keys begin with one $; a key that begins with one gets another.
+        return {
+            f"${k}" if k.startswith("$") else k: _encode(v, arrays, f"{where}.{k}")
+            for k, v in value.items()
+        }
     raise ConfigError(
         "Expected plain values, lists, string-keyed mappings and NumPy arrays. "
         f"Received: {where}={type(value).__name__}"
@@ -116,7 +124,7 @@ def _decode(value: Any, array: Callable[[str], Any]) -> Any:
         return array(str(value["$array"]))
     if set(value) == {"$tuple"}:
         return tuple(_decode(v, array) for v in value["$tuple"])
-    return {k: _decode(v, array) for k, v in value.items()}
+    return {k[1:] if k.startswith("$$") else k: _decode(v, array) for k, v in value.items()}
 
 
 # --- variables and generators -------------------------------------------------
@@ -157,7 +165,9 @@ def capture_generators() -> dict[str, Any]:
 
 def restore_generators(saved: Mapping[str, Any]) -> None:
     """Put back what `capture_generators` returned."""
-    if saved.get("keras") is not None:
+    if saved.get("keras") is None:
+        keras_internals.forget_global_seed()
+    else:
         keras_internals.restore_global_seed_state(saved["keras"])
     version, words, gauss = saved["python"]
     random.setstate((version, tuple(int(w) for w in words), gauss))

@@ -27,6 +27,13 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
+def store_of_its_own(request: pytest.FixtureRequest) -> None:
+    """Give every test a tracking store, but those that need none: copying one takes time."""
+    if request.node.get_closest_marker("pure") is None:
+        request.getfixturevalue("tracking")
+
+
+@pytest.fixture
 def tracking(
     tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:

@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from mlflow_ckpt import training_state
 from mlflow_ckpt.callback_state import KERAS_STATE, STATELESS, capture, restore
 
+pytestmark = pytest.mark.pure
+
 Callback = keras.callbacks.Callback
 EarlyStopping = keras.callbacks.EarlyStopping
 

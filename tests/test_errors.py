@@ -11,6 +11,8 @@ import pytest
 
 from mlflow_ckpt import errors
 
+pytestmark = pytest.mark.pure
+
 CLASSES = {
     name: value
     for name, value in vars(errors).items()

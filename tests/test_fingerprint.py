@@ -22,6 +22,8 @@ from mlflow_ckpt.fingerprint import (
     optimizers_of,
 )
 
+pytestmark = pytest.mark.pure
+
 
 def dense(*units: int, **options: Any) -> keras.Model:
     """A stack of Dense layers on three inputs, not compiled."""

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 from mlflow_ckpt import keras_internals as ki
 
+pytestmark = pytest.mark.pure
+
 Callback = keras.callbacks.Callback
 optimizers = keras.optimizers
 

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from mlflow_ckpt.errors import DigestMismatch, FormatTooNew, IntegrityError, ManifestError
 from mlflow_ckpt.manifest import FILENAME, FileEntry, Manifest, digest_bytes, digest_file
 
+pytestmark = pytest.mark.pure
+
 DIGEST = digest_bytes(b"x")
 VALID: dict[str, Any] = {
     "format": "1.0",

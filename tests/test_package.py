@@ -14,6 +14,8 @@ import pytest
 
 import mlflow_ckpt
 
+pytestmark = pytest.mark.pure
+
 ROOT = Path(mlflow_ckpt.__file__).parent
 MODULES = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
 

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from mlflow_ckpt.errors import ConfigError
 from mlflow_ckpt.policy import Candidate, Every, Keep, Moment, due, improves, infer_mode, kept
 
+pytestmark = pytest.mark.pure
+
 NAN, INF = math.nan, math.inf
 
 

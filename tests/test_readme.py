@@ -10,6 +10,8 @@ import pytest
 
 import mlflow_ckpt
 
+pytestmark = pytest.mark.pure
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from mlflow_ckpt.record import SERIES_TAG_PREFIX, Checkpoint, Position, Run, Series
 
+pytestmark = pytest.mark.pure
+
 
 def position(**changes: Any) -> Position:
     return dataclasses.replace(Position(series="ckpt", kind="epoch", epoch=5, step=1200), **changes)

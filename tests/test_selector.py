@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from mlflow_ckpt.errors import ConfigError, SelectorError
 from mlflow_ckpt.selector import Selector, validate_series
 
+pytestmark = pytest.mark.pure
+
 SERIES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", fullmatch=True)
 METRIC = st.text(st.characters(exclude_characters="(),@"), min_size=1).filter(
     lambda text: text.strip() == text

@@ -21,6 +21,8 @@ from hypothesis.extra import numpy as npst
 from mlflow_ckpt import training_state as ts
 from mlflow_ckpt.errors import ConfigError, FormatTooNew, ManifestError
 
+pytestmark = pytest.mark.pure
+
 NATIVE = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64"
 
 
@@ -175,9 +177,9 @@ def test_a_model_with_other_generators_keeps_its_own_and_names_them() -> None:
 def test_only_what_no_model_file_holds_is_captured() -> None:
     model = mlp(run_eagerly=True)
     model.fit(*data(), verbose=0)
-    assert [entry["path"] for entry in ts.capture_variables(model)] == [
-        "seed_generator/seed_generator_state"
-    ]
+    paths = [entry["path"] for entry in ts.capture_variables(model)]
+    assert len(paths) == 1
+    assert paths[0].startswith("seed_generator")
 
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
