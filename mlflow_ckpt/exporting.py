@@ -6,7 +6,6 @@ model's own compile config. TensorFlow is imported only for its own two formats.
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import tempfile
@@ -18,6 +17,7 @@ import keras
 
 from mlflow_ckpt.errors import ConfigError
 from mlflow_ckpt.loader import load_model
+from mlflow_ckpt.say import errors_only
 from mlflow_ckpt.selector import Selector
 
 Format = Literal["keras", "weights", "h5", "saved_model", "tf"]
@@ -84,13 +84,8 @@ def _check_target(target: Path, format: str) -> None:
 
 def _write_h5(model: keras.Model, path: Path) -> None:
     # Keras calls the format legacy, through absl; whoever asks for it knows.
-    absl = logging.getLogger("absl")
-    level = absl.level
-    absl.setLevel(logging.ERROR)
-    try:
+    with errors_only("absl"):
         keras.saving.save_model(model, path)
-    finally:
-        absl.setLevel(level)
 
 
 def _write_saved_model(model: keras.Model, path: Path) -> None:

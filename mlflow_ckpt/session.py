@@ -106,11 +106,12 @@ class Session:
         self._progress = resume.track(self._store, self._run, self._series, self._model, begun)
 
     def _new_monitor(self) -> Monitor:
+        same = self._series.monitor == self._options.monitor
         return Monitor(
             self._options.monitor,
             self._options.mode,
             series=self._series,
-            best=self._plan.best,
+            best=self._plan.best if same else None,
             model=self._model,
             arguments=self._arguments,
         )

@@ -104,14 +104,10 @@ class Writer:
             ) from error
 
     def _prune(self, request: SaveRequest, newest: Checkpoint) -> None:
-        """Delete only after the new one is committed; an end state replaces the one before it."""
-        if self._keep is None and newest.kind != "final":
+        """Delete only after the new one is committed. End states are no concern of `Keep`."""
+        if self._keep is None or newest.kind == "final":
             return
         history = self._store.checkpoints(request.run, request.series)
-        ends = [c for c in history if c.kind == "final" and c.model_id != newest.model_id]
-        if newest.kind == "final":
-            self._store.delete(c for c in ends if not c.pinned)
-            return
         candidates = [_candidate(c, request.series) for c in history if c.kind != "final"]
         keys = policy.kept(candidates, self._keep, request.series.mode)
         self._store.delete(c for c in history if c.kind != "final" and c.model_id not in keys)

@@ -411,3 +411,24 @@ def test_a_rotten_file_is_named_and_nothing_is_assigned(
     files[-1].write_bytes(data_)
     with pytest.raises(DigestMismatch, match=r"data/model\.keras"):
         train(run_id, mlp, 4)
+
+
+def test_a_longer_fit_replaces_the_end_state_of_the_shorter_one(another_process: Forget) -> None:
+    run_id, _, _ = train(None, averaged, 2)
+    another_process()
+    _, model, _ = train(run_id, averaged, 4)
+    table = ckpt.list_checkpoints(run_id)
+    assert list(table.loc[table["kind"] == "final", "epoch"]) == [4]
+    assert list(table.loc[table["is_final"], "epoch"]) == [4]
+    assert same(ckpt.load_model(run_id, "final"), model)
+
+
+def test_a_new_monitor_has_no_best_yet(another_process: Forget) -> None:
+    run_id, _, _ = train(None, mlp, 2)
+    another_process()
+    best = {"monitor": "val_accuracy", "save_best_only": True}
+    train(run_id, mlp, 4, checkpoint=best)
+    table = ckpt.list_checkpoints(run_id)
+    assert (
+        table["metrics.val_accuracy"].max() == ckpt.resolve(run_id, "best").metrics["val_accuracy"]
+    )

@@ -89,6 +89,7 @@ def test_the_card_holds_no_id_and_pinned_requirements(tmp_path: Path) -> None:
     card = (folder / "MLmodel").read_text()
     assert run_id not in card
     assert "model_id: m-" not in card
+    assert "model_size_bytes: 5" not in card
     requirements = (folder / "requirements.txt").read_text().splitlines()
     assert f"keras=={keras.__version__}" in requirements
     assert all("==" in line for line in requirements)

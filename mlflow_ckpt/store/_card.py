@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mlflow.models import ModelSignature
+from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
+
+from mlflow_ckpt.say import errors_only
 
 _BACKENDS = {
     "tensorflow": ("tensorflow", "tensorflow-cpu"),
@@ -58,14 +60,24 @@ def _render(spec_json: str) -> tuple[tuple[str, bytes], ...]:
     spec = json.loads(spec_json)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "model"
-        mlflow.keras.save_model(
-            _NoWeights(),
-            str(root),
-            signature=_signature(spec),
-            pip_requirements=requirements(),
-        )
+        # A subclassed model has no signature: MLflow's warning would blame its author.
+        with errors_only("mlflow.keras.save"):
+            mlflow.keras.save_model(
+                _NoWeights(),
+                str(root),
+                signature=_signature(spec),
+                pip_requirements=requirements(),
+            )
+        _forget_size(root / "MLmodel")
         files = [p for p in sorted(root.rglob("*")) if p.is_file() and p.suffix != ".keras"]
         return tuple((p.relative_to(root).as_posix(), p.read_bytes()) for p in files)
+
+
+def _forget_size(path: Path) -> None:
+    """MLflow wrote the size of the stand-in; the manifest has the checkpoint's own."""
+    card = Model.load(str(path))
+    card.model_size_bytes = None
+    card.save(str(path))
 
 
 def _signature(spec: Mapping[str, Any] | None) -> ModelSignature | None:

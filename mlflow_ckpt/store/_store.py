@@ -116,13 +116,18 @@ class Store:
     def mark_final(self, run: Run, series: Series, checkpoint: Checkpoint) -> None:
         """Say that a committed checkpoint is the state in which `fit` left the model.
 
-        The end of an earlier, shorter fit is then an end no more.
+        The end of an earlier, shorter fit is then an end no more: a record that was made
+        for nothing else goes, any other loses the mark.
         """
         with translated(f"mark {checkpoint.name} as final"):
             self._client.set_logged_model_tags(checkpoint.model_id, {FINAL_TAG: "true"})
-            for other in _query.ends(self._client, run, series):
-                if other.model_id != checkpoint.model_id:
+            ends = _query.ends(self._client, run, series)
+            earlier = [c for c in ends if c.model_id != checkpoint.model_id]
+            gone = [c for c in earlier if c.kind == "final" and not c.pinned]
+            for other in earlier:
+                if other not in gone:
                     self._client.set_logged_model_tags(other.model_id, {FINAL_TAG: "false"})
+        self.delete(gone)
 
     def delete(self, checkpoints: Iterable[Checkpoint]) -> None:
         """Delete checkpoints; where the artifact store cannot, warn once and go on."""
