@@ -54,7 +54,8 @@ def _server(uri: str, run: Run) -> tuple[str, str]:
     _, secret, host = parts.netloc.rpartition("@")
     environment = "" if secret else f"MLFLOW_TRACKING_URI={shlex.quote(uri)} "
     if parts.scheme in ("http", "https"):
-        page = f"experiments/{run.experiment_id}/runs/{run.run_id}"
+        # Without the last part the UI may open in its GenAI view, which hides models.
+        page = f"experiments/{run.experiment_id}/runs/{run.run_id}?workflowType=machine_learning"
         return f"{parts.scheme}://{host}{parts.path.rstrip('/')}/#/{page}", environment
     if uri.startswith("sqlite:///"):
         path = Path(uri.removeprefix("sqlite:///"))

@@ -37,13 +37,13 @@ def project_run(source: str, kind: str = "PROJECT") -> Run:
         ),
         pytest.param(
             "http://host:5000/",
-            "http://host:5000/#/experiments/7/runs/abc",
+            "http://host:5000/#/experiments/7/runs/abc?workflowType=machine_learning",
             "MLFLOW_TRACKING_URI=http://host:5000/ ",
             id="server",
         ),
         pytest.param(
             "https://me:secret@host/mlflow",
-            "https://host/mlflow/#/experiments/7/runs/abc",
+            "https://host/mlflow/#/experiments/7/runs/abc?workflowType=machine_learning",
             "",
             id="server-password",
         ),

@@ -154,9 +154,11 @@ def get_run(client: MlflowClient, run_id: str) -> Run:
 
 
 def show_as_model_development(client: MlflowClient, experiment_id: str) -> None:
-    """Let the UI open the experiment with its Models view, unless somebody chose a view.
+    """Say that the experiment holds models and no agents, unless somebody said otherwise.
 
-    Without the tag the UI shows "Agent versions" in place of "Models" (seen on MLflow 3.17).
+    MLflow guesses the kind of an experiment that has no tag, and in its GenAI view calls
+    models "Agent versions". The UI of 3.17 ignores the tag for a switch of its own, GenAI or
+    Model training, which each browser remembers.
     """
     with translated("read the experiment"):
         if _KIND_TAG not in client.get_experiment(experiment_id).tags:
