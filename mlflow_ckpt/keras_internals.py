@@ -22,6 +22,9 @@ from keras.src.saving import saving_lib
 
 from mlflow_ckpt.selector import Mode
 
+# Key of Keras's global seed generator (`seed_generator.GLOBAL_SEED_GENERATOR` since Keras 3.13).
+_GLOBAL_SEED = "global_seed_generator"
+
 
 def _frames() -> Iterator[FrameType]:
     frame: FrameType | None = sys._getframe(1)
@@ -141,7 +144,7 @@ def untouched_python_rng() -> Iterator[None]:
 
 def global_seed_state() -> np.ndarray[Any, Any] | None:
     """State of Keras's global seed generator, two integers; `None` before its first use."""
-    generator = global_state.get_global_attribute(seed_generator.GLOBAL_SEED_GENERATOR)
+    generator = global_state.get_global_attribute(_GLOBAL_SEED)
     return None if generator is None else keras.ops.convert_to_numpy(generator.state)
 
 
@@ -153,4 +156,4 @@ def restore_global_seed_state(state: np.ndarray[Any, Any]) -> None:
 
 def forget_global_seed() -> None:
     """Go back to before the first use: the next one draws its seed from Python's generator."""
-    global_state.set_global_attribute(seed_generator.GLOBAL_SEED_GENERATOR, None)
+    global_state.set_global_attribute(_GLOBAL_SEED, None)
