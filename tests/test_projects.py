@@ -27,7 +27,7 @@ PARENT = "mlflow.parentRunId"
 
 
 @dataclass(frozen=True)
-class Workplace:
+class Workspace:
     """A folder from which commands run, with the embedded default store in it."""
 
     path: Path
@@ -68,10 +68,10 @@ class Workplace:
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Workplace:
+def workspace(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Workspace:
     path = tmp_path_factory.mktemp("projects")
     shutil.copy(empty_database, path / "mlflow.db")
-    return Workplace(path)
+    return Workspace(path)
 
 
 @dataclass(frozen=True)
@@ -81,29 +81,29 @@ class Trained:
 
 
 @pytest.fixture(scope="module")
-def trained(workplace: Workplace) -> Trained:
+def trained(workspace: Workspace) -> Trained:
     """Two epochs on the digits through the root project."""
-    done = workplace.mlflow_run("root", "-P", "epochs=2", "-P", "learning_rate=1e-3")
+    done = workspace.mlflow_run("root", "-P", "epochs=2", "-P", "learning_rate=1e-3")
     assert done.returncode == 0, done.stderr
-    return Trained(workplace.newest_run().info.run_id, done.stdout)
+    return Trained(workspace.newest_run().info.run_id, done.stdout)
 
 
-def logged_epochs(workplace: Workplace, run_id: str, key: str = "val_loss") -> list[int]:
-    return [m.step for m in workplace.client.get_metric_history(run_id, key)]
+def logged_epochs(workspace: Workspace, run_id: str, key: str = "val_loss") -> list[int]:
+    return [m.step for m in workspace.client.get_metric_history(run_id, key)]
 
 
 # --- through mlflow run -------------------------------------------------------
 
 
 def test_main_shows_the_progress_bar_and_ends_with_what_to_type_next(
-    workplace: Workplace, trained: Trained
+    workspace: Workspace, trained: Trained
 ) -> None:
     assert "Epoch 2/2" in trained.output
     assert "val_accuracy" in trained.output
     end = trained.output.rpartition("Epoch 2/2")[2]
     for text in (trained.run_id, "latest best", "mlflow ui", "-e resume", "load_model"):
         assert text in end
-    run = workplace.client.get_run(trained.run_id)
+    run = workspace.client.get_run(trained.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params == {
         "dataset": "digits", "epochs": "2", "batch_size": "32", "learning_rate": "1e-3",
@@ -112,37 +112,37 @@ def test_main_shows_the_progress_bar_and_ends_with_what_to_type_next(
 
 
 def test_a_resume_continues_the_run_and_leaves_no_stray(
-    workplace: Workplace, trained: Trained
+    workspace: Workspace, trained: Trained
 ) -> None:
-    done = workplace.mlflow_run(
+    done = workspace.mlflow_run(
         "root", "-e", "resume", "-P", f"run_id={trained.run_id}", "-P", "epochs=3"
     )
     assert done.returncode == 0, done.stderr
     assert "continues after epoch 2" in done.stdout
-    assert logged_epochs(workplace, trained.run_id) == [1, 2, 3]
-    run, wrapper = workplace.client.get_run(trained.run_id), workplace.newest_run()
+    assert logged_epochs(workspace, trained.run_id) == [1, 2, 3]
+    run, wrapper = workspace.client.get_run(trained.run_id), workspace.newest_run()
     assert (run.info.status, wrapper.info.status) == ("FINISHED", "FINISHED")
     assert wrapper.data.tags[PARENT] == trained.run_id
     assert wrapper.info.run_name == f"resume of {run.info.run_name}"
     assert not wrapper.data.metrics
 
 
-def test_evaluate_logs_to_a_child_of_the_run(workplace: Workplace, trained: Trained) -> None:
-    done = workplace.mlflow_run("digits", "-e", "evaluate", "-P", f"run_id={trained.run_id}")
+def test_evaluate_logs_to_a_child_of_the_run(workspace: Workspace, trained: Trained) -> None:
+    done = workspace.mlflow_run("digits", "-e", "evaluate", "-P", f"run_id={trained.run_id}")
     assert done.returncode == 0, done.stderr
-    child = workplace.newest_run()
+    child = workspace.newest_run()
     assert child.data.tags[PARENT] == trained.run_id
     assert child.data.metrics.keys() == {"eval_accuracy", "eval_loss"}
     assert child.data.metrics["eval_accuracy"] > 0.8
     assert f"test accuracy {child.data.metrics['eval_accuracy']:.4f}" in done.stdout
-    assert "eval_loss" not in workplace.client.get_run(trained.run_id).data.metrics
+    assert "eval_loss" not in workspace.client.get_run(trained.run_id).data.metrics
 
 
-def test_tabular_runs_by_itself_and_its_checkpoint_takes_raw_values(workplace: Workplace) -> None:
-    done = workplace.mlflow_run("tabular", "-P", "epochs=3")
+def test_tabular_runs_by_itself_and_its_checkpoint_takes_raw_values(workspace: Workspace) -> None:
+    done = workspace.mlflow_run("tabular", "-P", "epochs=3")
     assert done.returncode == 0, done.stderr
-    mlflow.set_tracking_uri(workplace.uri)
-    best = ckpt.resolve(workplace.newest_run().info.run_id, "best")
+    mlflow.set_tracking_uri(workspace.uri)
+    best = ckpt.resolve(workspace.newest_run().info.run_id, "best")
     data = load_module(PROJECTS["tabular"] / "data.py")
     rows = data.inputs(data.load()[1].head(4))
     assert set(rows["size_class"].ravel()) <= {1, 2, 3}
@@ -151,63 +151,63 @@ def test_tabular_runs_by_itself_and_its_checkpoint_takes_raw_values(workplace: W
     assert ((served > 0) & (served < 1)).all()
 
 
-def test_the_tutorial_restores_what_was_trained_to_the_last_digit(workplace: Workplace) -> None:
-    done = workplace.mlflow_run("root", "-e", "tutorial", "-P", "epochs=6")
+def test_the_tutorial_restores_what_was_trained_to_the_last_digit(workspace: Workspace) -> None:
+    done = workspace.mlflow_run("root", "-e", "tutorial", "-P", "epochs=6")
     assert done.returncode == 0, done.stdout + done.stderr
     for number in range(1, 12):
         assert f"\n{number}. " in done.stdout
     verdicts = [line for line in done.stdout.splitlines() if line.startswith("restored: ")]
     assert len(verdicts) == 9
     assert all(line.endswith(": equal") for line in verdicts)
-    run = workplace.newest_run()
+    run = workspace.newest_run()
     assert run.info.status == "FINISHED"
-    files = {f.path for f in workplace.client.list_artifacts(run.info.run_id, "exports")}
+    files = {f.path for f in workspace.client.list_artifacts(run.info.run_id, "exports")}
     assert "exports/tf_checkpoint.index" in files
 
 
 @pytest.mark.slow
 def test_a_failed_download_ends_the_run_as_failed(
-    workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))  # nothing cached
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # refuses at once
-    done = workplace.mlflow_run("root", "-P", "dataset=mnist")
+    done = workspace.mlflow_run("root", "-P", "dataset=mnist")
     assert done.returncode == 1
     assert done.stderr.count("Error: MNIST could not be downloaded") == 1
     assert "Traceback" not in done.stderr
-    assert workplace.newest_run().info.status == "FAILED"
+    assert workspace.newest_run().info.status == "FAILED"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("project", ["digits", "tabular"])
 def test_each_project_trains_resumes_and_evaluates_by_itself(
-    workplace: Workplace, project: str
+    workspace: Workspace, project: str
 ) -> None:
-    done = workplace.mlflow_run(project, "-P", "epochs=2")
+    done = workspace.mlflow_run(project, "-P", "epochs=2")
     assert done.returncode == 0, done.stderr
-    run_id = workplace.newest_run().info.run_id
+    run_id = workspace.newest_run().info.run_id
     for arguments in (["resume", "-P", "epochs=4"], ["resume"], ["evaluate", "-P", "which=latest"]):
-        done = workplace.mlflow_run(project, "-P", f"run_id={run_id}", "-e", *arguments)
+        done = workspace.mlflow_run(project, "-P", f"run_id={run_id}", "-e", *arguments)
         assert done.returncode == 0, done.stderr
-        assert workplace.newest_run().data.tags[PARENT] == run_id
-    assert logged_epochs(workplace, run_id) == [1, 2, 3, 4]
+        assert workspace.newest_run().data.tags[PARENT] == run_id
+    assert logged_epochs(workspace, run_id) == [1, 2, 3, 4]
 
 
 @pytest.mark.slow
-def test_a_resume_that_fails_ends_both_runs_as_failed(workplace: Workplace) -> None:
-    done = workplace.mlflow_run("digits", "-P", "epochs=1")
+def test_a_resume_that_fails_ends_both_runs_as_failed(workspace: Workspace) -> None:
+    done = workspace.mlflow_run("digits", "-P", "epochs=1")
     assert done.returncode == 0, done.stderr
-    run_id = workplace.newest_run().info.run_id
-    mlflow.set_tracking_uri(workplace.uri)
+    run_id = workspace.newest_run().info.run_id
+    mlflow.set_tracking_uri(workspace.uri)
     newest = ckpt.resolve(run_id)
     (Path(newest.artifact_uri) / "data/model.keras").unlink()
     longer = ["-P", f"run_id={run_id}", "-P", "epochs=2"]
-    done = workplace.mlflow_run("digits", "-e", "resume", *longer)
+    done = workspace.mlflow_run("digits", "-e", "resume", *longer)
     assert done.returncode == 1
     assert "Error: The file 'data/model.keras' of checkpoint" in done.stderr
     assert "Traceback" not in done.stderr
-    assert workplace.client.get_run(run_id).info.status == "FAILED"
-    wrapper = workplace.newest_run()
+    assert workspace.client.get_run(run_id).info.status == "FAILED"
+    wrapper = workspace.newest_run()
     assert (wrapper.info.status, wrapper.data.tags[PARENT]) == ("FAILED", run_id)
 
 
