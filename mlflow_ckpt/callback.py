@@ -123,11 +123,11 @@ class _Tail(keras.callbacks.Callback):
         super().__init__()
         self.callbacks = callbacks
         self._options = options
-        self._session: Session | None = None
+        self.session: Session | None = None
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        self._session = Session(self._options, self.model, self.callbacks)
-        self._session.begin(self.params or {})
+        self.session = Session(self._options, self.model, self.callbacks)
+        self.session.begin(self.params or {})
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         self._running.epoch_begin()
@@ -140,12 +140,12 @@ class _Tail(keras.callbacks.Callback):
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         self._running.end()
-        self._session = None
+        self.session = None
 
     @property
     def _running(self) -> Session:
-        assert self._session is not None, "on_train_begin comes first"
-        return self._session
+        assert self.session is not None, "on_train_begin comes first"
+        return self.session
 
 
 def _refuse_later(**arguments: Any) -> None:

@@ -94,17 +94,14 @@ def read_model(
     whole, config = directory / MODEL, directory / CONFIG
     never_trained = not any(o["trains"] for o in recorded.get("optimizers", []))
     try:
-        if whole.exists() and never_trained:
-            # Keras builds the optimizer, finds no state for it and warns; there was none.
+        if whole.exists():
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Skipping variable loading")
+                if never_trained:
+                    # Keras builds the optimizer, finds no state for it and warns; there was none.
+                    warnings.filterwarnings("ignore", message="Skipping variable loading")
                 return keras.saving.load_model(
                     whole, custom_objects=custom_objects, compile=compile, safe_mode=safe_mode
                 )
-        if whole.exists():
-            return keras.saving.load_model(
-                whole, custom_objects=custom_objects, compile=compile, safe_mode=safe_mode
-            )
         if not config.exists():
             raise ArchitectureMissing(
                 f"{source} holds weights only, and its model has no config to rebuild it from. "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import keras
@@ -107,6 +107,7 @@ class Plan:
         finished: Whether there is nothing left to train.
         behind: Whether the run holds a later fit than this one.
         restart: Whether this fit begins anew at the end of the one before it.
+        resumed: Whether this fit goes on inside itself, from a checkpoint of its own.
     """
 
     fit: int
@@ -120,6 +121,21 @@ class Plan:
     finished: bool = False
     behind: bool = False
     restart: bool = False
+    resumed: bool = False
+
+    def is_behind(self, other: Plan) -> bool:
+        """Whether `other`, of the same fit, stands at a later step."""
+        return other.step > self.step
+
+    def moved_to(self, other: Plan) -> Plan:
+        """This plan, counting on from where `other` stands, with nothing to restore."""
+        return replace(
+            self,
+            epoch=self.offset + other.epoch - other.offset,
+            step=other.step,
+            finished=other.finished,
+            restore=None,
+        )
 
     def keras_epoch(self, epochs: int) -> int | None:
         """The `initial_epoch` Keras needs: past the end where nothing is left to train."""
@@ -287,4 +303,5 @@ def _inside(
         state=state,
         finished=written > fit or stopped or local >= epochs,
         behind=written > fit,
+        resumed=written == fit,
     )

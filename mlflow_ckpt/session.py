@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 import keras
@@ -22,7 +23,7 @@ from mlflow_ckpt.monitor import Monitor
 from mlflow_ckpt.policy import Moment
 from mlflow_ckpt.record import Run, Series
 from mlflow_ckpt.restore import restore, restore_end
-from mlflow_ckpt.resume import Resume
+from mlflow_ckpt.resume import Plan, Resume
 from mlflow_ckpt.saver import Counts, SavePolicy, Saver
 from mlflow_ckpt.say import say
 from mlflow_ckpt.selector import Mode
@@ -50,6 +51,9 @@ class Session:
         options: The callback's arguments.
         model: The model that is being trained.
         callbacks: The list that drives us.
+
+    Attributes:
+        plan: Where this fit of the series began.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class Session:
         self._options = options
         self._model = model
         self._callbacks = callbacks
+        self._began = False
         self._trained = False
         self._batches = 0
 
@@ -73,7 +78,7 @@ class Session:
         known = self._run.series.get(name)
         self._series = known or _new_series(self._run, name)
         fit, earlier = resume.this_fit(self._store, self._run, name, self._model)
-        self._plan = resume.plan(
+        self.plan = resume.plan(
             self._store,
             self._run,
             self._series,
@@ -90,7 +95,8 @@ class Session:
             raise
 
     def _start(self) -> None:
-        begun = self._plan
+        self._agree_with_the_others()
+        begun = self.plan
         if begun.restore is not None:
             self._restore()
         self._counts = Counts(
@@ -101,9 +107,35 @@ class Session:
         self._monitor = self._new_monitor()
         self._record_series(self._monitor.series)
         self._saver = self._new_saver()
-        if begun.finished:
+        if begun.finished and begun.restore is not None:
             self._saver.remember(begun.restore)
+        self._began = True
         self._progress = resume.track(self._store, self._run, self._series, self._model, begun)
+
+    def _agree_with_the_others(self) -> None:
+        """Let every series of this fit go on from the newest checkpoint among them.
+
+        Two callbacks of one fit save at different times. Whoever is behind follows: it
+        restores nothing, and counts on from where the other one stands.
+        """
+        for callback in self._callbacks.callbacks:
+            other = getattr(callback, "session", None)
+            if not isinstance(other, Session) or other is self or not other.follows(self.plan):
+                continue
+            if self.plan.is_behind(other.plan):
+                self.plan = self.plan.moved_to(other.plan)
+            else:
+                other.move(other.plan.moved_to(self.plan))
+
+    def follows(self, plan: Plan) -> bool:
+        """Whether this session has begun in the same fit, from a checkpoint, as `plan` does."""
+        return self._began and not self._trained and self.plan.resumed and plan.resumed
+
+    def move(self, plan: Plan) -> None:
+        """Count on from where `plan` stands."""
+        self.plan = plan
+        self._counts.epoch, self._counts.step = plan.epoch, plan.step
+        self._asked_step = plan.step
 
     def _new_monitor(self) -> Monitor:
         same = self._series.monitor == self._options.monitor
@@ -111,7 +143,7 @@ class Session:
             self._options.monitor,
             self._options.mode,
             series=self._series,
-            best=self._plan.best if same else None,
+            best=self.plan.best if same else None,
             model=self._model,
             arguments=self._arguments,
         )
@@ -128,7 +160,7 @@ class Session:
             run=self._run,
             model=self._model,
             callbacks=self._callbacks,
-            plan=self._plan,
+            plan=self.plan,
             policy=self._options.saves,
             curves=self._new_curves(offset),
             draws=self._options.log_metrics and not mlflow_draws,
@@ -141,7 +173,7 @@ class Session:
         return self._curves
 
     def _restore(self) -> None:
-        begun = self._plan
+        begun = self.plan
         left = restore(self._store, self._model, self._callbacks.callbacks, begun)
         keras_internals.set_initial_epoch(self._model, begun.keras_epoch(self._epochs))
         where = f"run {self._run.run_id}, series {self._series.name!r}"
@@ -181,9 +213,9 @@ class Session:
 
     def epoch_end(self, epoch: int, logs: Mapping[str, Any] | None) -> None:
         """Log the epoch, and save it if it is due, better, or the last."""
-        metrics = {key: float(value) for key, value in (logs or {}).items()}
+        metrics = _scalars(logs or {})
         counts = self._counts
-        counts.epoch = self._plan.offset + epoch + 1
+        counts.epoch = self.plan.offset + epoch + 1
         improved = self._monitor.watch(epoch, counts.epoch, metrics)
         counts.best = self._monitor.best
         self._record_series(self._monitor.series)
@@ -219,7 +251,7 @@ class Session:
         self.release()
         if self._trained:
             self._record_end()
-        elif self._plan.finished and not self._plan.behind:
+        elif self.plan.finished and not self.plan.behind:
             self._return_to_end()
         self._curves.report()
         self._progress.epoch, self._progress.step = self._counts.epoch, self._counts.step
@@ -235,7 +267,7 @@ class Session:
     def _return_to_end(self) -> None:
         """Restore the end state of a fit that is complete, or make it up if a kill prevented it."""
         end = self._store.final(self._run, self._series)
-        if end is not None and end.step == self._plan.step:
+        if end is not None and end.step == self.plan.step:
             restore_end(self._store, self._model, end)
         else:
             self._record_end()
@@ -243,6 +275,15 @@ class Session:
     def release(self) -> None:
         """Leave nothing behind in the model; safe to call twice."""
         keras_internals.clear_initial_epoch(self._model)
+
+
+def _scalars(logs: Mapping[str, Any]) -> dict[str, float]:
+    """The logs that are one number; a metric may also return a vector, which has no curve."""
+    return {
+        key: float(value)
+        for key, value in logs.items()
+        if isinstance(value, Real) or getattr(value, "shape", None) == ()
+    }
 
 
 def _new_series(run: Run, name: str) -> Series:

@@ -432,3 +432,49 @@ def test_a_new_monitor_has_no_best_yet(another_process: Forget) -> None:
     assert (
         table["metrics.val_accuracy"].max() == ckpt.resolve(run_id, "best").metrics["val_accuracy"]
     )
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["newest-last", "newest-first"])
+def test_two_series_of_one_fit_go_on_from_the_newest_of_both(
+    order: int, another_process: Forget
+) -> None:
+    def both(run_id: str | None, *extra: Any) -> tuple[str, keras.Model]:
+        keras.utils.set_random_seed(11)
+        model = mlp()
+        callbacks = [
+            MlflowCheckpoint(name="full", save_freq=Every(epochs=2)),
+            MlflowCheckpoint(name="light", save_weights_only=True),
+        ][::order]
+        with mlflow.start_run(run_id=run_id) as run:
+            fit(model, *callbacks, *extra, epochs=6)
+        return run.info.run_id, model
+
+    reference_run, reference = both(None)
+    another_process()
+    with mlflow.start_run() as run:
+        pass
+    with pytest.raises(StopHere):
+        both(run.info.run_id, RaiseAt(4))
+    another_process()
+    run_id, model = both(run.info.run_id)
+    assert same(model, reference)
+    assert history(run_id) == history(reference_run)
+    for series in ("full", "light"):
+        ours, theirs = (ckpt.list_checkpoints(r, series) for r in (run_id, reference_run))
+        assert list(ours["name"]) == list(theirs["name"])
+        assert list(ours["is_final"]) == list(theirs["is_final"])
+    another_process()
+    assert same(both(run_id)[1], reference)
+
+
+def test_a_log_that_is_no_number_has_no_curve() -> None:
+    class Vector(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            logs["per_class"] = np.ones(3)
+            logs["scalar"] = np.float32(2.0)
+
+    with mlflow.start_run() as run:
+        fit(mlp(), Vector(), MlflowCheckpoint(), epochs=1)
+    metrics = mlflow.get_run(run.info.run_id).data.metrics
+    assert "per_class" not in metrics
+    assert metrics["scalar"] == 2.0

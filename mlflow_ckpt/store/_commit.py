@@ -91,7 +91,6 @@ def _fill(client: MlflowClient, request: Commit, model: LoggedModel) -> Checkpoi
     run_id, model_id = request.run.run_id, model.model_id
     data = request.manifest.to_bytes()
     digest = digest_bytes(data)
-    (request.directory / FILENAME).unlink(missing_ok=True)
     repository = get_artifact_repository(model.artifact_location)
     repository.log_artifacts(str(request.directory))
     (request.directory / FILENAME).write_bytes(data)

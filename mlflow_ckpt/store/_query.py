@@ -40,13 +40,6 @@ def newest(client: MlflowClient, run: Run, series: Series, *clauses: str) -> Che
     return found[0] if found else None
 
 
-def oldest(client: MlflowClient, run: Run, series: Series, *clauses: str) -> Checkpoint | None:
-    """The committed checkpoint with the lowest step."""
-    order = [{"field_name": f"metrics.{series.prefix}{STEP_METRIC}", "ascending": True}]
-    found = _search(client, run, series, clauses, order, limit=1)
-    return found[0] if found else None
-
-
 def best(
     client: MlflowClient, run: Run, series: Series, metric: str, mode: Mode
 ) -> Checkpoint | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import mlflow
-from mlflow.entities import Metric, RunTag
+from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
@@ -63,15 +63,12 @@ class Store:
 
     # --- curves ---------------------------------------------------------------
 
-    def log_rows(
-        self, run: Run, rows: Iterable[MetricRow], tags: Iterable[tuple[str, str]] = ()
-    ) -> None:
+    def log_rows(self, run: Run, rows: Iterable[MetricRow]) -> None:
         """Add points to the run's curves, in one request."""
         with translated("log metrics"):
             self._client.log_batch(
                 run.run_id,
                 metrics=[Metric(r.key, r.value, r.timestamp, r.step) for r in rows],
-                tags=[RunTag(key, value) for key, value in tags],
             )
 
     def rows(self, run: Run, key: str) -> dict[int, MetricRow]:
