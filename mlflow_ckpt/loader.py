@@ -17,7 +17,7 @@ from typing import Any
 
 import keras
 
-from mlflow_ckpt import fingerprint, formats
+from mlflow_ckpt import fingerprint, formats, rehydrate
 from mlflow_ckpt.errors import ConfigError
 from mlflow_ckpt.manifest import FILENAME
 from mlflow_ckpt.record import Checkpoint
@@ -74,7 +74,7 @@ def load_model(
     """
     store, checkpoint = Store(), resolve(run_id, which)
     with Fetched(store, checkpoint, _MODEL_FILES) as fetched:
-        return formats.read_model(
+        return rehydrate.read_model(
             fetched.path,
             custom_objects=custom_objects,
             compile=compile,
@@ -100,7 +100,7 @@ def load_weights(model: keras.Model, run_id: str, which: str | Selector = "lates
     store, checkpoint = Store(), resolve(run_id, which)
     with Fetched(store, checkpoint, _MODEL_FILES) as fetched:
         fingerprint.check_architecture(model, fetched.manifest.model, source=fetched.source)
-        formats.load_weights(model, fetched.path, source=fetched.source)
+        rehydrate.load_weights(model, fetched.path, source=fetched.source)
     return checkpoint
 
 

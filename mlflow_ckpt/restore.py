@@ -6,7 +6,14 @@ from collections.abc import Sequence
 
 import keras
 
-from mlflow_ckpt import callback_state, fingerprint, formats, keras_internals, training_state
+from mlflow_ckpt import (
+    callback_state,
+    fingerprint,
+    formats,
+    keras_internals,
+    rehydrate,
+    training_state,
+)
 from mlflow_ckpt.loader import Fetched
 from mlflow_ckpt.record import Checkpoint
 from mlflow_ckpt.resume import Plan
@@ -40,7 +47,7 @@ def restore(
         recorded, source = fetched.manifest.model, fetched.source
         fingerprint.check_architecture(model, recorded, source=source, strict_dtype=True)
         fingerprint.build_optimizers(model, recorded, source=source)
-        formats.load_training_state(model, fetched.path, source=source)
+        rehydrate.load_training_state(model, fetched.path, source=source)
     left = training_state.restore_variables(model, state["variables"])
     training_state.restore_generators(state["generators"])
     return left + callback_state.restore(callbacks, {} if begun.restart else state["callbacks"])
@@ -56,4 +63,4 @@ def restore_end(store: Store, model: keras.Model, end: Checkpoint) -> None:
         fingerprint.check_architecture(
             model, fetched.manifest.model, source=fetched.source, strict_dtype=True
         )
-        formats.load_training_state(model, fetched.path, source=fetched.source)
+        rehydrate.load_training_state(model, fetched.path, source=fetched.source)

@@ -1,9 +1,4 @@
-"""The only module that touches what Keras does not promise to keep.
-
-Each function names the private thing it leans on. `tests/test_keras_internals.py`
-fails by name when one of them moves, so that an upgrade breaks there and not in
-somebody's resume. Checked against Keras 3.12 to 3.15.
-"""
+"""A running `fit`, its callbacks, and the state that Keras keeps beside the model."""
 
 from __future__ import annotations
 
