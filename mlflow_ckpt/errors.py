@@ -31,6 +31,7 @@ what was received and what to do next.
     └── StoreError (RuntimeError)
         ├── UnsupportedStore
         └── SaveFailed
+            └── SnapshotTorn
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ __all__ = [
     "SelectorError",
     "SeriesInUse",
     "SeriesNotFound",
+    "SnapshotTorn",
     "StoreError",
     "UnsupportedStore",
 ]
@@ -216,3 +218,10 @@ class SaveFailed(StoreError):
     def __init__(self, message: str, *, reason: Exception) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class SnapshotTorn(SaveFailed):
+    """Training wrote into memory that a snapshot had borrowed, so the snapshot is void.
+
+    From then on the process copies the state instead of borrowing it.
+    """

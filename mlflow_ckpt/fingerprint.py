@@ -10,6 +10,7 @@ Names are for messages only: Keras numbers them per process (`dense_3`).
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -63,6 +64,21 @@ def optimizers_of(model: keras.Model) -> Iterator[tuple[str, keras.optimizers.Op
     for attribute, value in sorted(vars(model).items()):
         if isinstance(value, keras.optimizers.Optimizer):
             yield attribute, value
+
+
+def state_variables(model: keras.Model) -> list[Any]:
+    """Every variable that training changes and a checkpoint keeps: weights, then optimizers."""
+    variables = list(model.weights)
+    for _, optimizer in optimizers_of(model):
+        variables.extend(optimizer.variables)
+    return variables
+
+
+def state_bytes(model: keras.Model) -> int:
+    """Bytes of `state_variables`."""
+    return sum(
+        math.prod(v.shape) * keras_internals.dtype_of(v).itemsize for v in state_variables(model)
+    )
 
 
 def _leaf(variable: Any) -> list[Any]:

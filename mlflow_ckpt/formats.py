@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import keras
 
@@ -34,11 +35,7 @@ def write_model(model: keras.Model, directory: Path) -> None:
     try:
         model.save(path)
     except (NotImplementedError, TypeError, ValueError) as error:
-        raise SaveFailed(
-            f"Keras could not write the model {model.name!r} whole: {first_line(error)} "
-            "Give its class get_config(), or pass save_weights_only=True.",
-            reason=error,
-        ) from error
+        raise unserializable(model, error) from error
     _sync(path)
 
 
@@ -46,16 +43,40 @@ def write_weights(model: keras.Model, directory: Path) -> None:
     """Write `data/model.weights.h5`, and `data/config.json` where the model serialises.
 
     A subclassed model without `get_config` has no config: `load_weights` is its way back.
+
+    Raises:
+        SaveFailed: If a layer stores what Keras cannot write.
     """
     path = directory / WEIGHTS
     path.parent.mkdir(parents=True, exist_ok=True)
-    model.save_weights(path)
-    _sync(path)
     try:
-        config = json.dumps(keras.saving.serialize_keras_object(model))
+        model.save_weights(path)
+    except (TypeError, ValueError) as error:
+        raise SaveFailed(
+            f"Keras could not write the model {model.name!r}: {first_line(error)}", reason=error
+        ) from error
+    _sync(path)
+    if (config := serialized_or_none(model)) is not None:
+        (directory / CONFIG).write_text(json.dumps(config), encoding="utf-8")
+
+
+def serialized_or_none(model: keras.Model) -> dict[str, Any] | None:
+    """The model's config with its compile config, or `None` if its class has no `get_config`."""
+    try:
+        config = keras.saving.serialize_keras_object(model)
+        json.dumps(config)
     except (NotImplementedError, TypeError, ValueError):
-        return
-    (directory / CONFIG).write_text(config, encoding="utf-8")
+        return None
+    return dict(config)
+
+
+def unserializable(model: keras.Model, error: Exception) -> SaveFailed:
+    """What to raise when Keras refuses to write a model whole."""
+    return SaveFailed(
+        f"Keras could not write the model {model.name!r} whole: {first_line(error)} "
+        "Give its class get_config(), or pass save_weights_only=True.",
+        reason=error,
+    )
 
 
 def _sync(path: Path) -> None:

@@ -5,6 +5,25 @@ fails by name when one of them moves, so that an upgrade breaks there and not in
 somebody's resume. Checked against Keras 3.12 to 3.15.
 """
 
+from mlflow_ckpt.keras_internals._deferred import deferred_values, may_defer
+from mlflow_ckpt.keras_internals._loading import load_state, missing_seams, rebuild
+from mlflow_ckpt.keras_internals._saving import (
+    CHANGED_BY_FIT,
+    CannotRecord,
+    RecordedTensor,
+    Recording,
+    assets_folder,
+    is_like,
+    is_saveable,
+    is_stock,
+    learning_rate_variable,
+    own_assets,
+    own_variables,
+    record_state,
+    serialize,
+    serialize_shared,
+    weights_member,
+)
 from mlflow_ckpt.keras_internals._training import (
     append_callback,
     calling_callback_list,
@@ -21,20 +40,56 @@ from mlflow_ckpt.keras_internals._training import (
     trained_variables,
     untouched_python_rng,
 )
+from mlflow_ckpt.keras_internals._variables import (
+    borrow,
+    can_borrow,
+    copies_on_write,
+    dtype_of,
+    is_tensor_type,
+    share_memory,
+    view,
+)
 
 __all__ = [
+    "CHANGED_BY_FIT",
+    "CannotRecord",
+    "RecordedTensor",
+    "Recording",
     "append_callback",
+    "assets_folder",
+    "borrow",
     "calling_callback_list",
+    "can_borrow",
     "clear_initial_epoch",
+    "copies_on_write",
+    "deferred_values",
+    "dtype_of",
     "fit_arguments",
     "forget_global_seed",
     "global_seed_state",
     "has_variables",
+    "is_like",
+    "is_saveable",
+    "is_stock",
+    "is_tensor_type",
+    "learning_rate_variable",
+    "load_state",
     "load_whole_state",
+    "may_defer",
     "metric_directions",
+    "missing_seams",
+    "own_assets",
+    "own_variables",
+    "rebuild",
+    "record_state",
     "regarded_as_built",
     "restore_global_seed_state",
+    "serialize",
+    "serialize_shared",
     "set_initial_epoch",
+    "share_memory",
     "trained_variables",
     "untouched_python_rng",
+    "view",
+    "weights_member",
 ]
