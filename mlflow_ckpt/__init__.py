@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from mlflow_ckpt.exporting import export
     from mlflow_ckpt.listing import list_checkpoints
     from mlflow_ckpt.loader import download, load_model, load_weights
+    from mlflow_ckpt.pending import PendingSave
     from mlflow_ckpt.policy import Every, Keep
     from mlflow_ckpt.record import Checkpoint
     from mlflow_ckpt.resolver import resolve
     from mlflow_ckpt.resume import Resume
-    from mlflow_ckpt.saving import save
+    from mlflow_ckpt.saving import save, save_async
+    from mlflow_ckpt.stats import Stats
 
 __version__ = "0.1.0"
 
@@ -31,7 +33,9 @@ _HOMES = {
     "Every": "policy",
     "Keep": "policy",
     "MlflowCheckpoint": "callback",
+    "PendingSave": "pending",
     "Resume": "resume",
+    "Stats": "stats",
     "download": "loader",
     "export": "exporting",
     "list_checkpoints": "listing",
@@ -39,6 +43,7 @@ _HOMES = {
     "load_weights": "loader",
     "resolve": "resolver",
     "save": "saving",
+    "save_async": "saving",
 }
 
 __all__ = [
@@ -47,7 +52,9 @@ __all__ = [
     "Every",
     "Keep",
     "MlflowCheckpoint",
+    "PendingSave",
     "Resume",
+    "Stats",
     "__version__",
     "download",
     "export",
@@ -56,6 +63,7 @@ __all__ = [
     "load_weights",
     "resolve",
     "save",
+    "save_async",
 ]
 
 logging.getLogger("mlflow_ckpt").addHandler(logging.NullHandler())

@@ -10,6 +10,7 @@ everybody, and works from there. It may stand first, in the middle or last.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import keras
@@ -18,14 +19,14 @@ from mlflow_ckpt import keras_internals
 from mlflow_ckpt.errors import ConfigError, ConflictingCallback, NotAvailable
 from mlflow_ckpt.policy import Every, Keep
 from mlflow_ckpt.resume import Resume
-from mlflow_ckpt.saver import SavePolicy
+from mlflow_ckpt.saver import SavePolicy, WhenBusy
 from mlflow_ckpt.selector import Mode, validate_series
 from mlflow_ckpt.session import Options, Session
+from mlflow_ckpt.stats import Meter, Stats
 
 _LATER = {
     "spool": "checkpoints go straight to the artifact store",
     "interrupt": "signals are left to Python",
-    "when_busy": "each save is finished before training goes on",
 }
 
 
@@ -46,8 +47,11 @@ class MlflowCheckpoint(keras.callbacks.Callback):
         resume: `"auto"` continues from the newest checkpoint that an earlier process wrote;
             a selector or `Resume(...)` names one; `False` refuses a run that has some.
         log_metrics: Whether to log the metrics of every epoch, not only of saved ones.
-        spool, interrupt, when_busy: Not available in this version: any value raises.
-        verbose: 1 prints a line per checkpoint.
+        spool, interrupt: Not available in this version: any value raises.
+        when_busy: What to do when a checkpoint is due and the one before is still being
+            written: `"wait"` for it in the hook, or `"skip"` the new one, also one that
+            improves the monitor. Its metrics are logged, and the last epoch is never skipped.
+        verbose: 1 prints a line per checkpoint, once it is committed.
 
     Raises:
         ConfigError: If an argument cannot be used.
@@ -55,7 +59,8 @@ class MlflowCheckpoint(keras.callbacks.Callback):
 
     During `fit` it raises `NoActiveRun`, `RunNotFound`, `RunDeleted`, `UnsupportedStore`,
     `SeriesInUse`, `ResumeError`, `ModelMismatch` and `DigestMismatch` before the first batch,
-    `MonitorMissing` at the first epoch's end, and `SaveFailed` where a save fails.
+    `MonitorMissing` at the first epoch's end. Checkpoints are written behind the training:
+    `SaveFailed` is raised by the next save after the one that failed, or at the end of `fit`.
 
     Example:
 
@@ -80,15 +85,14 @@ class MlflowCheckpoint(keras.callbacks.Callback):
         log_metrics: bool = True,
         spool: Any = None,
         interrupt: Any = None,
-        when_busy: Any = None,
+        when_busy: Literal["wait", "skip"] = "wait",
         verbose: int = 0,
     ) -> None:
         super().__init__()
-        _refuse_later(spool=spool, interrupt=interrupt, when_busy=when_busy)
+        _refuse_later(spool=spool, interrupt=interrupt)
+        saves = _save_policy(save_freq, monitor, save_best_only, save_weights_only, keep)
         self._options = Options(
-            saves=_save_policy(
-                save_freq, monitor, save_best_only, save_weights_only, keep, bool(verbose)
-            ),
+            saves=replace(saves, when_busy=_check_when_busy(when_busy), verbose=bool(verbose)),
             monitor=_check_monitor(monitor),
             mode=_check_mode(mode),
             name=validate_series(name),
@@ -97,6 +101,10 @@ class MlflowCheckpoint(keras.callbacks.Callback):
             log_metrics=log_metrics,
         )
         self._tail: _Tail | None = None
+
+    def stats(self) -> Stats:
+        """What the checkpoints of the running `fit` cost so far; after it, of the last one."""
+        return Stats() if self._tail is None else self._tail.meter.stats()
 
     def set_model(self, model: keras.Model) -> None:
         """Join the list that drives us. Keras calls this once per `fit`."""
@@ -123,14 +131,18 @@ class _Tail(keras.callbacks.Callback):
         super().__init__()
         self.callbacks = callbacks
         self._options = options
+        self.meter = Meter()
         self.session: Session | None = None
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        self.session = Session(self._options, self.model, self.callbacks)
+        self.session = Session(self._options, self.model, self.callbacks, self.meter)
         self.session.begin(self.params or {})
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         self._running.epoch_begin()
+
+    def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        self.meter.step_began()
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         self._running.batch_end(batch)
@@ -157,6 +169,12 @@ def _refuse_later(**arguments: Any) -> None:
             )
 
 
+def _check_when_busy(when_busy: str) -> WhenBusy:
+    if when_busy not in ("wait", "skip"):
+        raise ConfigError(f"Expected 'wait' or 'skip'. Received: when_busy={when_busy!r}")
+    return when_busy  # type: ignore[return-value]
+
+
 def _check_monitor(monitor: str | None) -> str | None:
     if monitor is None or (isinstance(monitor, str) and monitor.strip()):
         return monitor
@@ -175,7 +193,6 @@ def _save_policy(
     best_only: bool,
     weights_only: bool,
     keep: Keep | None,
-    verbose: bool,
 ) -> SavePolicy:
     every = Every.parse(save_freq)
     if keep is not None and not isinstance(keep, Keep):
@@ -194,7 +211,6 @@ def _save_policy(
         keep=keep,
         on_improvement=best_only or missed,
         weights_only=weights_only,
-        verbose=verbose,
     )
 
 

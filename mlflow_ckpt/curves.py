@@ -5,12 +5,16 @@ log again. A replayed point that equals the logged one repeats its row exactly, 
 MLflow stores once; one that differs is left out and reported as a divergence.
 
 Epoch metrics have the MLflow step = epoch; `ckpt_step` has the MLflow step = its value.
+
+What the run has logged is read before training, for every key that the series is known
+to have. A key that shows up later (a callback's own, in the logs of the first epoch) is
+read when it does: nobody can know it before.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from mlflow_ckpt.record import STEP_METRIC, MetricRow, Run, Series
 from mlflow_ckpt.store import Store, now_ms
@@ -20,7 +24,7 @@ class Curves:
     """The curves of one series of one run.
 
     Args:
-        store: Where rows are logged.
+        store: Where the rows that the run has are read.
         run: The run as it was when the fit began.
         series: Gives the prefix of the keys.
         step_offset: Added to each epoch; -1 beside MLflow's own Keras callback, which
@@ -32,8 +36,14 @@ class Curves:
         self._run = run
         self._prefix = series.prefix
         self._step_offset = step_offset
-        self._known: dict[str, dict[int, MetricRow]] = {}
+        self._known: dict[str, Mapping[int, MetricRow]] = {}
+        self._last: dict[str, MetricRow] = {}
         self.divergences: list[str] = []
+
+    def read_ahead(self, names: Iterable[str]) -> None:
+        """Read what the run has of these metrics, so that no epoch has to."""
+        for name in {STEP_METRIC, *names}:
+            self._rows(self._prefix + name)
 
     def epoch_rows(self, values: Mapping[str, float], epoch: int) -> dict[str, MetricRow]:
         """One row per metric; a value that differs from the logged one has none."""
@@ -48,10 +58,14 @@ class Curves:
         """The row by which the server orders checkpoints."""
         return self._row(STEP_METRIC, float(step), step, now_ms())
 
-    def log(self, rows: Mapping[str, MetricRow]) -> None:
-        """Log rows that belong to no checkpoint. Repeated ones cost nothing in the curve."""
-        if rows:
-            self._store.log_rows(self._run, rows.values())
+    def first_rows(self, values: Mapping[str, float], step: int) -> list[MetricRow]:
+        """Rows of metrics that were measured, without those that have this step already."""
+        stamp, keys = now_ms(), {self._prefix + name: value for name, value in values.items()}
+        return [
+            MetricRow(key=key, value=value, timestamp=stamp, step=step)
+            for key, value in keys.items()
+            if step not in self._rows(key)
+        ]
 
     def report(self) -> None:
         """Say in a tag of the run which replayed points differed."""
@@ -62,18 +76,18 @@ class Curves:
 
     def _row(self, name: str, value: float, step: int, stamp: int) -> MetricRow | None:
         key = self._prefix + name
-        rows = self._rows(key)
-        logged = rows.get(step)
-        if logged is None:
-            rows[step] = MetricRow(key=key, value=value, timestamp=stamp, step=step)
-            return rows[step]
+        logged = self._rows(key).get(step) or self._last.get(key)
+        if logged is None or logged.step != step:
+            # A fit never goes back, so the last row of its own is all it has to remember.
+            self._last[key] = MetricRow(key=key, value=value, timestamp=stamp, step=step)
+            return self._last[key]
         if logged.value == value or (math.isnan(logged.value) and math.isnan(value)):
             return logged
         if key != self._prefix + STEP_METRIC:
             self.divergences.append(f"{key}@{step}: logged {logged.value!r}, replayed {value!r}")
         return None
 
-    def _rows(self, key: str) -> dict[int, MetricRow]:
+    def _rows(self, key: str) -> Mapping[int, MetricRow]:
         if key not in self._known:
             old = key in self._run.metric_names
             self._known[key] = self._store.rows(self._run, key) if old else {}

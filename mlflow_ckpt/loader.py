@@ -1,6 +1,6 @@
 """Bring a checkpoint of a run back: resolve, fetch, verify, rehydrate.
 
-    selector -> resolve -> Checkpoint -> fetch -> manifest.verify -> formats -> model
+    selector -> resolve -> Checkpoint -> fetch -> verified open files -> rehydrate -> model
 
 Nothing is parsed before its digest is right, and nothing is assigned before the
 checkpoint was held against the model.
@@ -11,15 +11,16 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, BinaryIO
 
 import keras
 
 from mlflow_ckpt import fingerprint, formats, rehydrate
 from mlflow_ckpt.errors import ConfigError
-from mlflow_ckpt.manifest import FILENAME
 from mlflow_ckpt.record import Checkpoint
 from mlflow_ckpt.resolver import resolve
 from mlflow_ckpt.selector import Selector
@@ -27,25 +28,42 @@ from mlflow_ckpt.store import Store
 
 
 class Fetched:
-    """A private folder with verified files of one checkpoint; a context manager."""
+    """Verified files of one checkpoint; a context manager.
 
-    def __init__(self, store: Store, checkpoint: Checkpoint, wanted: Iterable[str] | None) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="mlflow-ckpt-")
-        self.path = Path(self._folder.name)
+    Args:
+        wanted: Paths in the checkpoint; those that it does not have are left out.
+        in_place: Whether to read a local artifact store's own files, without a copy. Use
+            `files` then: what lies below `path` is not all there.
+
+    Attributes:
+        files: Each file, open for reading, by its path in the checkpoint.
+        path: A private folder with the copies.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        checkpoint: Checkpoint,
+        wanted: Sequence[str],
+        *,
+        in_place: bool = False,
+    ) -> None:
         self.source = f"checkpoint {checkpoint.name} of run {checkpoint.run_id}"
-        try:
+        with ExitStack() as undo:
+            self.path = Path(undo.enter_context(TemporaryDirectory(prefix="mlflow-ckpt-")))
             self.manifest = store.manifest(checkpoint, self.path)
-            paths = [e.path for e in self.manifest.files] if wanted is None else list(wanted)
-            store.fetch(checkpoint, self.manifest, paths, self.path)
-        except BaseException:
-            self._folder.cleanup()
-            raise
+            self.files: Mapping[str, BinaryIO] = store.fetch(
+                checkpoint, self.manifest, wanted, self.path, in_place=in_place
+            )
+            for file in self.files.values():
+                undo.callback(file.close)
+            self._close = undo.pop_all()
 
     def __enter__(self) -> Fetched:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._folder.cleanup()
+        self._close.close()
 
 
 _MODEL_FILES = (formats.MODEL, formats.WEIGHTS, formats.CONFIG)
@@ -73,9 +91,9 @@ def load_model(
         ModelNotLoadable: If Keras cannot or, in safe mode, will not rebuild it.
     """
     store, checkpoint = Store(), resolve(run_id, which)
-    with Fetched(store, checkpoint, _MODEL_FILES) as fetched:
+    with Fetched(store, checkpoint, _MODEL_FILES, in_place=True) as fetched:
         return rehydrate.read_model(
-            fetched.path,
+            fetched.files,
             custom_objects=custom_objects,
             compile=compile,
             safe_mode=safe_mode,
@@ -98,9 +116,9 @@ def load_weights(model: keras.Model, run_id: str, which: str | Selector = "lates
         DigestMismatch: If a file is not the committed one.
     """
     store, checkpoint = Store(), resolve(run_id, which)
-    with Fetched(store, checkpoint, _MODEL_FILES) as fetched:
+    with Fetched(store, checkpoint, _MODEL_FILES, in_place=True) as fetched:
         fingerprint.check_architecture(model, fetched.manifest.model, source=fetched.source)
-        rehydrate.load_weights(model, fetched.path, source=fetched.source)
+        rehydrate.load_weights(model, fetched.files, source=fetched.source)
     return checkpoint
 
 
@@ -119,15 +137,15 @@ def download(run_id: str, which: str | Selector, dst: str | os.PathLike[str]) ->
     if target.exists():
         raise ConfigError(f"{target} already exists. Remove it, or choose another dst.")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with Fetched(store, checkpoint, None) as fetched:
-        partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{checkpoint.name}-"))
-        try:
-            for path in (FILENAME, *(e.path for e in fetched.manifest.files)):
-                (partial / path).parent.mkdir(parents=True, exist_ok=True)
-                shutil.move(fetched.path / path, partial / path)
-            partial.chmod(0o755)
-            partial.rename(target)
-        except BaseException:
-            shutil.rmtree(partial)
-            raise
+    partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{checkpoint.name}-"))
+    try:
+        manifest = store.manifest(checkpoint, partial)
+        paths = [entry.path for entry in manifest.files]
+        for file in store.fetch(checkpoint, manifest, paths, partial).values():
+            file.close()
+        partial.chmod(0o755)
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial)
+        raise
     return target

@@ -5,7 +5,7 @@ is written last and its own digest stands in a tag, so one tag vouches for every
 byte. It holds no run ID and no model ID: a copied run still verifies.
 
     files on disk -> Manifest.build -> to_bytes -> upload -> digest -> tag
-    tag -> digest -> Manifest.parse -> verify(path) -> parse the file
+    tag -> digest -> Manifest.parse -> FileEntry.open -> parse the open file
 
 Paths are POSIX and relative to the checkpoint. Digests are `<algorithm>:<hex>`.
 """
@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -31,7 +33,7 @@ _CHUNK = 1 << 20
 
 
 class _Hasher(Protocol):
-    def update(self, data: bytes, /) -> object: ...
+    def update(self, data: bytes | mmap.mmap, /) -> object: ...
     def hexdigest(self) -> str: ...
 
 
@@ -47,7 +49,29 @@ def digest_bytes(data: bytes, algorithm: str = ALGORITHM) -> str:
 
 
 def digest_file(file: BinaryIO, algorithm: str = ALGORITHM) -> str:
-    """Digest of an open file, read from its beginning in chunks of 1 MiB."""
+    """Digest of an open file, whatever was read of it before.
+
+    A file beyond 1 MiB is mapped, and blake3 then runs on every core; who truncates it
+    meanwhile kills the process. A smaller one is read.
+    """
+    if os.fstat(file.fileno()).st_size > _CHUNK:
+        try:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError):
+            return _digest_chunks(file, algorithm)  # a file system that maps nothing
+        with data:
+            # No threads for what is small: blake3's pool, once made, stays.
+            hasher = (
+                blake3(max_threads=blake3.AUTO)
+                if algorithm == "blake3"
+                else _ALGORITHMS[algorithm]()
+            )
+            hasher.update(data)
+            return f"{algorithm}:{hasher.hexdigest()}"
+    return _digest_chunks(file, algorithm)
+
+
+def _digest_chunks(file: BinaryIO, algorithm: str) -> str:
     hasher = _ALGORITHMS[algorithm]()
     file.seek(0)
     while chunk := file.read(_CHUNK):
@@ -63,24 +87,40 @@ class FileEntry:
     size: int
     digest: str
 
-    def verify(self, root: Path) -> Path:
-        """Return the file's path below `root` once its size and digest are right.
+    def open(self, root: Path) -> BinaryIO:
+        """Open the file below `root`, and return it once its size and digest are right.
+
+        What was judged is the open file: another one that takes its path afterwards is not
+        read. It stands at its beginning.
 
         Raises:
             DigestMismatch: If the file is missing, or its size or digest differs.
         """
-        path = root / self.path
         try:
-            with path.open("rb") as file:
-                size = path.stat().st_size
-                if size != self.size:
-                    raise _mismatch(self.path, f"{self.size} bytes", f"{size} bytes")
-                found = digest_file(file, self.digest.partition(":")[0])
+            file = (root / self.path).open("rb")
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise _mismatch(self.path, self.digest, "no file") from error
-        if found != self.digest:
-            raise _mismatch(self.path, self.digest, found)
-        return path
+        try:
+            size = os.fstat(file.fileno()).st_size
+            if size != self.size:
+                raise _mismatch(self.path, f"{self.size} bytes", f"{size} bytes")
+            found = digest_file(file, self.digest.partition(":")[0])
+            if found != self.digest:
+                raise _mismatch(self.path, self.digest, found)
+            file.seek(0)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def verify(self, root: Path) -> Path:
+        """Return the file's path below `root` once its size and digest are right.
+
+        Raises:
+            DigestMismatch: As `open`.
+        """
+        with self.open(root):
+            return root / self.path
 
 
 def _mismatch(path: str, expected: str, found: str) -> DigestMismatch:
@@ -120,17 +160,19 @@ class Manifest:
         checkpoint: Mapping[str, Any],
         model: Mapping[str, Any],
         versions: Mapping[str, str],
+        known: Sequence[FileEntry] = (),
     ) -> Manifest:
-        """Digest every file below `root`."""
+        """List every file below `root`, and digest those that are not `known`."""
         entries = []
+        given = {entry.path: entry for entry in known}
         for path in sorted(p for p in root.rglob("*") if p.is_file() and p != root / FILENAME):
+            name = path.relative_to(root).as_posix()
+            if name in given:
+                entries.append(given[name])
+                continue
             with path.open("rb") as file:
                 entries.append(
-                    FileEntry(
-                        path=path.relative_to(root).as_posix(),
-                        size=path.stat().st_size,
-                        digest=digest_file(file),
-                    )
+                    FileEntry(path=name, size=path.stat().st_size, digest=digest_file(file))
                 )
         return cls(files=entries, checkpoint=checkpoint, model=model, versions=versions)
 

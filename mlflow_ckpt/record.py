@@ -23,6 +23,7 @@ COMPLETE_TAG = "ckpt.complete"
 DIGEST_TAG = "ckpt.manifest_digest"
 PINNED_TAG = "ckpt.pinned"
 FINAL_TAG = "ckpt.final"
+CAPTURE_TAG = "ckpt.capture"
 
 Kind = Literal["epoch", "batch", "final", "manual"]
 
@@ -201,7 +202,7 @@ class Run:
         return Series.from_tags(self.tags)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class MetricRow:
     """One point of a run's curve. Two rows that agree in every field are one row to MLflow."""
 

@@ -41,13 +41,13 @@ def restore(
     """
     assert begun.restore is not None
     state = begun.state
-    with Fetched(store, begun.restore, _FILES) as fetched:
+    with Fetched(store, begun.restore, _FILES, in_place=True) as fetched:
         if not keras_internals.has_variables(model) and state.get("build_config"):
             model.build_from_config(state["build_config"])
         recorded, source = fetched.manifest.model, fetched.source
         fingerprint.check_architecture(model, recorded, source=source, strict_dtype=True)
         fingerprint.build_optimizers(model, recorded, source=source)
-        rehydrate.load_training_state(model, fetched.path, source=source)
+        rehydrate.load_training_state(model, fetched.files, source=source)
     left = training_state.restore_variables(model, state["variables"])
     training_state.restore_generators(state["generators"])
     return left + callback_state.restore(callbacks, {} if begun.restart else state["callbacks"])
@@ -59,8 +59,8 @@ def restore_end(store: Store, model: keras.Model, end: Checkpoint) -> None:
     Raises:
         DigestMismatch, ModelMismatch: As `restore`.
     """
-    with Fetched(store, end, _FILES) as fetched:
+    with Fetched(store, end, _FILES, in_place=True) as fetched:
         fingerprint.check_architecture(
             model, fetched.manifest.model, source=fetched.source, strict_dtype=True
         )
-        rehydrate.load_training_state(model, fetched.path, source=fetched.source)
+        rehydrate.load_training_state(model, fetched.files, source=fetched.source)

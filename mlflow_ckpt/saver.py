@@ -1,6 +1,8 @@
 """Make the save requests of a running `fit`: gather model, state and metric rows.
 
-Session decides that it is time -> Saver gathers -> Writer writes and commits
+    Session decides that it is time -> Saver gathers -> Writer writes and commits behind
+
+One checkpoint is in work at a time: the next one waits for it in the hook, or is left out.
 """
 
 from __future__ import annotations
@@ -9,18 +11,25 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import keras
 
-from mlflow_ckpt import callback_state, fingerprint, snapshot, training_state
+from mlflow_ckpt import callback_state, training_state
 from mlflow_ckpt.curves import Curves
-from mlflow_ckpt.errors import ConfigError, SaveFailed
+from mlflow_ckpt.drain import drain
+from mlflow_ckpt.errors import CheckpointError, ConfigError
+from mlflow_ckpt.pending import PendingSave, SaveRequest
 from mlflow_ckpt.policy import Every, Keep
-from mlflow_ckpt.record import Checkpoint, Kind, Position, Run, Series
+from mlflow_ckpt.record import Checkpoint, Kind, MetricRow, Position, Series
 from mlflow_ckpt.resume import Plan
 from mlflow_ckpt.say import say
-from mlflow_ckpt.writer import SaveRequest, Writer
+from mlflow_ckpt.snapshot import Capturer
+from mlflow_ckpt.state_mark import StateMark
+from mlflow_ckpt.stats import Meter
+from mlflow_ckpt.writer import Writer
+
+WhenBusy = Literal["wait", "skip"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +41,7 @@ class SavePolicy:
         keep: What stays in the store.
         on_improvement: Whether an epoch that improves the monitor is saved beyond `every`.
         weights_only: Whether to store weights instead of whole models.
+        when_busy: What to do while the checkpoint before is still being written.
         verbose: Whether to print a line per checkpoint.
     """
 
@@ -39,6 +49,7 @@ class SavePolicy:
     keep: Keep | None
     on_improvement: bool
     weights_only: bool
+    when_busy: WhenBusy = "wait"
     verbose: bool = False
 
 
@@ -63,22 +74,21 @@ class Saver:
     """Saves one fit's checkpoints.
 
     Args:
-        run, model, callbacks, plan: Those of the fit.
+        model, callbacks, plan: Those of the fit.
         policy: What to store.
         curves: Where metric rows come from.
         draws: Whether this callback draws the epoch curves (no other one does).
         epochs: The `epochs` that `fit` was given.
         writer: Writes and commits.
+        meter: Measures what it costs.
 
     Attributes:
-        newest: The newest committed resume point of this fit.
-        saved_at: When it was saved, by the monotonic clock, in seconds.
+        saved_at: When the last one was captured, by the monotonic clock, in seconds.
     """
 
     def __init__(
         self,
         *,
-        run: Run,
         model: keras.Model,
         callbacks: keras.callbacks.CallbackList,
         plan: Plan,
@@ -87,8 +97,8 @@ class Saver:
         draws: bool,
         epochs: int,
         writer: Writer,
+        meter: Meter,
     ) -> None:
-        self._run = run
         self._model = model
         self._callbacks = callbacks
         self._plan = plan
@@ -97,50 +107,60 @@ class Saver:
         self._draws = draws
         self._epochs = epochs
         self._writer = writer
-        self._content = ""
-        self.newest: Checkpoint | None = None
+        self._meter = meter
+        self._capturer = Capturer(model, weights_only=policy.weights_only)
+        self._newest: Checkpoint | PendingSave | None = None
+        self._mark: StateMark | None = None
+        self._told = False
         self.saved_at = time.monotonic()
 
     def log_epoch(self, counts: Counts, metrics: Mapping[str, float]) -> None:
         """Draw an epoch that gets no checkpoint."""
-        if self._draws:
-            self._curves.log(self._curves.epoch_rows(metrics, counts.epoch))
+        self._writer.log(self._drawn(self._curves.epoch_rows(metrics, counts.epoch)))
 
     def save(
-        self, kind: Kind, series: Series, counts: Counts, metrics: Mapping[str, float]
-    ) -> None:
-        """Save a resume point together with its metrics.
+        self,
+        kind: Kind,
+        series: Series,
+        counts: Counts,
+        metrics: Mapping[str, float],
+        *,
+        must: bool = False,
+    ) -> bool:
+        """Hand a resume point to the writer together with its metrics.
+
+        Args:
+            must: Whether to wait for the one before even where the policy says skip.
+
+        Returns:
+            Whether there is a new one; if not, it was skipped.
 
         Raises:
-            SaveFailed: If it was not committed. The epoch's metrics are logged all the same.
+            SaveFailed, StoreError: What has failed since the save before. The epoch's metrics
+                are logged all the same.
         """
         rows = self._curves.epoch_rows(metrics, counts.epoch)
-        finite = {key: row for key, row in rows.items() if math.isfinite(row.value)}
-        state = self._state(kind, counts)
-        request = self._request(kind, series, counts, state, metrics, [*finite.values()])
-        try:
-            self.newest = self._writer.submit(request).wait()
-        except SaveFailed:
-            if self._draws:
-                self._curves.log(rows)
-            raise
-        if self._draws:
-            # The finite rows came with the checkpoint; a LoggedModel turns NaN into 0.0.
-            self._curves.log({key: row for key, row in rows.items() if key not in finite})
+        if not self._may_go(rows, must):
+            return False
+        finite = [row for row in rows.values() if math.isfinite(row.value)]
+        self._newest = self._submit(
+            kind, series, counts, metrics, finite, curve=self._drawn(rows), state=True
+        )
         self.saved_at = time.monotonic()
-        if self._policy.verbose:
-            say(f"saved {self.newest.name} ({self.newest.bytes:,} bytes) as {self.newest.uri}")
+        return True
 
     def remember(self, checkpoint: Checkpoint | None = None) -> None:
         """Note that the model now holds what the newest checkpoint (or this one) holds."""
-        self.newest = checkpoint or self.newest
-        self._content = snapshot.content_digest(self._model)
+        self._newest = checkpoint or self._newest
+        self.release()
+        self._mark = self._capturer.mark()
 
     def unchanged(self, step: int) -> Checkpoint | None:
-        """The newest checkpoint, if the model still holds exactly that."""
-        if self.newest is None or self.newest.step != step or not self._content:
+        """The newest checkpoint, if the model still holds exactly that. Waits for its commit."""
+        if self._mark is None or not self._mark.matches(self._model):
             return None
-        return self.newest if self._content == snapshot.content_digest(self._model) else None
+        newest = self._newest.wait() if isinstance(self._newest, PendingSave) else self._newest
+        return newest if newest is not None and newest.step == step else None
 
     def save_end(self, series: Series, counts: Counts) -> Checkpoint:
         """Save an end state that differs from the last epoch's: EMA, restored best weights.
@@ -148,38 +168,82 @@ class Saver:
         Raises:
             SaveFailed: If it was not committed.
         """
-        return self._writer.submit(self._request("final", series, counts, None, {}, [])).wait()
+        pending = self._submit("final", series, counts, {}, [])
+        self.drain()
+        return pending.wait()
 
-    def _request(
+    def drain(self) -> None:
+        """Wait until everything is committed, and let go of the model.
+
+        Raises:
+            SaveFailed, StoreError: What has failed since the last save.
+        """
+        self._meter.drain_s += drain(self._writer)
+        self._writer.raise_failures()
+
+    def release(self) -> None:
+        """Let go of what `remember` holds. Safe to call twice."""
+        if self._mark is not None:
+            self._mark.release()
+            self._mark = None
+
+    def _may_go(self, rows: Mapping[str, MetricRow], must: bool) -> bool:
+        """Whether a checkpoint can be taken now, after waiting if that is the policy."""
+        try:
+            if self._writer.busy and self._policy.when_busy == "skip" and not must:
+                self._writer.log(self._drawn(rows))
+                self._meter.skipped += 1
+                return False
+            self._writer.wait_until_free()
+            self._writer.raise_failures()
+        except CheckpointError:
+            # Training ends here: nothing may be left undone behind it.
+            self._writer.log(self._drawn(rows))
+            self._writer.join()
+            raise
+        return True
+
+    def _drawn(self, rows: Mapping[str, MetricRow]) -> list[MetricRow]:
+        return [*rows.values()] if self._draws else []
+
+    def _submit(
         self,
         kind: Kind,
         series: Series,
         counts: Counts,
-        state: Mapping[str, Any] | None,
         metrics: Mapping[str, float],
-        rows: list[Any],
-    ) -> SaveRequest:
+        rows: list[MetricRow],
+        *,
+        curve: list[MetricRow] | None = None,
+        state: bool = False,
+    ) -> PendingSave:
         step_row = self._curves.step_row(counts.step)
-        return SaveRequest(
-            run=self._run,
-            series=series,
-            position=Position(
-                series=series.name,
-                kind=kind,
-                epoch=counts.epoch,
-                step=counts.step,
-                fit=self._plan.fit,
-            ),
-            snapshot=snapshot.capture(self._model, weights_only=self._policy.weights_only),
-            spec=fingerprint.io_spec(self._model),
-            state=state,
-            rows=[*rows, *([step_row] if step_row else [])],
-            metrics=metrics,
+        captured = time.perf_counter()
+        taken = self._capturer.capture()
+        self._meter.strategy, self._meter.reason = self._capturer.strategy, self._capturer.reason
+        return self._writer.submit(
+            SaveRequest(
+                series=series,
+                position=Position(
+                    series=series.name,
+                    kind=kind,
+                    epoch=counts.epoch,
+                    step=counts.step,
+                    fit=self._plan.fit,
+                ),
+                snapshot=taken,
+                state=self._state(kind, counts) if state else None,
+                rows=[*rows, *([step_row] if step_row else [])],
+                curve=curve or [],
+                metrics=metrics,
+                captured=captured,
+            )
         )
 
     def _state(self, kind: Kind, counts: Counts) -> dict[str, Any]:
         callbacks, unknown = callback_state.capture(self._callbacks.callbacks)
-        if unknown and self.newest is None:
+        if unknown and not self._told:
+            self._told = True
             say(
                 f"The state of {', '.join(unknown)} is not stored. Give it checkpoint_state() and "
                 "restore_checkpoint_state(state) if a resume needs it."

@@ -1,19 +1,25 @@
-"""Save one checkpoint by hand, without a `fit`."""
+"""Save one checkpoint by hand, without a `fit`: now, or behind a training loop of one's own."""
 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping
 
 import keras
 
-from mlflow_ckpt import fingerprint, snapshot
+from mlflow_ckpt import snapshot
 from mlflow_ckpt.curves import Curves
 from mlflow_ckpt.errors import ConfigError
+from mlflow_ckpt.pending import PendingSave, SaveRequest
 from mlflow_ckpt.record import Checkpoint, Position, Run, Series
 from mlflow_ckpt.selector import validate_series
 from mlflow_ckpt.store import Store
-from mlflow_ckpt.writer import SaveRequest, Writer
+from mlflow_ckpt.writer import Writer
+
+# Series that have something to do or to say, by tracking URI, run and series.
+_LANES: dict[tuple[str, str, str], _Lane] = {}
+_LOCK = threading.Lock()
 
 
 def save(
@@ -46,30 +52,110 @@ def save(
         NoActiveRun, RunNotFound, RunDeleted: If there is no run to save to.
         SaveFailed: If it was not committed.
     """
-    values = _check(step, epoch, metrics or {})
-    captured = snapshot.capture(model, weights_only=weights_only)
-    store = Store()
-    run = store.run(run_id)
-    store.prepare_experiment(run)
-    facts = _series(store, run, validate_series(series))
-    if step is None:
-        newest = store.latest(run, facts) if series in run.series else None
-        step = newest.step + 1 if newest else 1
-    curves = Curves(store, run, facts)
-    rows = curves.epoch_rows(values, epoch if epoch is not None else step)
-    step_row = curves.step_row(step)
-    position = Position(series=series, kind="manual", epoch=epoch or 0, step=step)
-    request = SaveRequest(
-        run=run,
-        series=facts,
-        position=position,
-        snapshot=captured,
-        spec=fingerprint.io_spec(model),
-        state=None,
-        rows=[*rows.values(), *([step_row] if step_row else [])],
-        metrics=values,
-    )
-    return Writer(store, keep=None).submit(request).wait()
+    target = _Target(run_id, series, settled=True)
+    return target.submit(model, step, epoch, metrics or {}, weights_only).wait()
+
+
+def save_async(
+    model: keras.Model,
+    run_id: str | None = None,
+    *,
+    series: str = "manual",
+    step: int | None = None,
+    epoch: int | None = None,
+    metrics: Mapping[str, float] | None = None,
+    weights_only: bool = False,
+) -> PendingSave:
+    """Like `save`, but return as soon as the state is captured; write and commit it behind.
+
+    The next call waits for nothing: checkpoints of one series are written one after the
+    other, and each keeps its state in memory until then. Call `wait()` on the one before
+    to hold one at a time. The process exit waits for all of them.
+
+    Raises:
+        SaveFailed: If an earlier one of this run and series was not committed and nobody has
+            called its `wait()`; this one is then not saved.
+        ConfigError, ModelNotBuilt, NoActiveRun, RunNotFound, RunDeleted: As `save`.
+
+    Example:
+
+    ```python
+    for step, (x, y) in enumerate(batches, start=1):
+        loss = model.train_on_batch(x, y)
+        if step % 1000 == 0:
+            pending = save_async(model, step=step, metrics={"loss": loss})
+    pending.wait()
+    ```
+    """
+    target = _Target(run_id, series, settled=False)
+    return target.submit(model, step, epoch, metrics or {}, weights_only)
+
+
+class _Lane:
+    """The writer of one series, and the highest step that it was given."""
+
+    def __init__(self, writer: Writer) -> None:
+        self.writer = writer
+        self.step = 0
+
+
+class _Target:
+    """Where a save by hand goes.
+
+    Args:
+        settled: Whether what is being written to the run comes first.
+    """
+
+    def __init__(self, run_id: str | None, series: str, *, settled: bool) -> None:
+        self._name = validate_series(series)
+        self._store = Store()
+        self._run = self._store.run(run_id, settled=settled)
+        self._lane = _lane(self._store, self._run, series)
+
+    def submit(
+        self,
+        model: keras.Model,
+        step: int | None,
+        epoch: int | None,
+        metrics: Mapping[str, float],
+        weights_only: bool,
+    ) -> PendingSave:
+        values = _check(step, epoch, metrics)
+        self._lane.writer.raise_failures()
+        captured = snapshot.capture(model, weights_only=weights_only)
+        self._store.prepare_experiment(self._run)
+        facts = _series(self._store, self._run, self._name)
+        step = self._step(facts, step)
+        curves = Curves(self._store, self._run, facts)
+        rows = curves.epoch_rows(values, epoch if epoch is not None else step)
+        step_row = curves.step_row(step)
+        request = SaveRequest(
+            series=facts,
+            position=Position(series=self._name, kind="manual", epoch=epoch or 0, step=step),
+            snapshot=captured,
+            state=None,
+            rows=[*rows.values(), *([step_row] if step_row else [])],
+            metrics=values,
+        )
+        return self._lane.writer.submit(request)
+
+    def _step(self, facts: Series, step: int | None) -> int:
+        """The step that was asked for, else the one after the newest, on its way or there."""
+        if step is None:
+            known = self._name in self._run.series
+            newest = self._store.latest(self._run, facts) if known else None
+            step = max(newest.step if newest else 0, self._lane.step) + 1
+        self._lane.step = max(self._lane.step, step)
+        return step
+
+
+def _lane(store: Store, run: Run, series: str) -> _Lane:
+    """The lane of this series; lanes that are through are forgotten."""
+    with _LOCK:
+        for key in [key for key, lane in _LANES.items() if lane.writer.through]:
+            del _LANES[key]
+        key = (store.uri, run.run_id, series)
+        return _LANES.setdefault(key, _Lane(Writer(store, run)))
 
 
 def _check(step: int | None, epoch: int | None, metrics: Mapping[str, float]) -> dict[str, float]:

@@ -12,23 +12,22 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from numbers import Real
+from functools import partial
 from typing import Any
 
 import keras
 
-from mlflow_ckpt import keras_internals, policy, resume
-from mlflow_ckpt.curves import Curves
+from mlflow_ckpt import keras_internals, parts, policy, resume
 from mlflow_ckpt.monitor import Monitor
 from mlflow_ckpt.policy import Moment
-from mlflow_ckpt.record import Run, Series
+from mlflow_ckpt.record import Series
 from mlflow_ckpt.restore import restore, restore_end
 from mlflow_ckpt.resume import Plan, Resume
 from mlflow_ckpt.saver import Counts, SavePolicy, Saver
 from mlflow_ckpt.say import say
 from mlflow_ckpt.selector import Mode
+from mlflow_ckpt.stats import Meter
 from mlflow_ckpt.store import Store
-from mlflow_ckpt.writer import Writer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,20 +50,28 @@ class Session:
         options: The callback's arguments.
         model: The model that is being trained.
         callbacks: The list that drives us.
+        meter: Measures what the checkpoints cost.
 
     Attributes:
         plan: Where this fit of the series began.
     """
 
     def __init__(
-        self, options: Options, model: keras.Model, callbacks: keras.callbacks.CallbackList
+        self,
+        options: Options,
+        model: keras.Model,
+        callbacks: keras.callbacks.CallbackList,
+        meter: Meter,
     ) -> None:
         self._options = options
+        self._meter = meter
         self._model = model
         self._callbacks = callbacks
         self._began = False
         self._trained = False
         self._batches = 0
+        every = options.saves.every
+        self._inside_epochs = every.steps is not None or every.seconds is not None
 
     # --- begin ----------------------------------------------------------------
 
@@ -76,7 +83,7 @@ class Session:
         self._run = self._store.run(self._options.run_id)
         name = self._options.name
         known = self._run.series.get(name)
-        self._series = known or _new_series(self._run, name)
+        self._series = known or parts.new_series(self._run, name)
         fit, earlier = resume.this_fit(self._store, self._run, name, self._model)
         self.plan = resume.plan(
             self._store,
@@ -105,7 +112,9 @@ class Session:
         self._asked_step = begun.step
         self._store.prepare_experiment(self._run)
         self._monitor = self._new_monitor()
-        self._record_series(self._monitor.series)
+        if self._is_new(self._monitor.series):
+            self._store.set_series(self._run, self._monitor.series)
+        self._take_series(self._monitor.series)
         self._saver = self._new_saver()
         if begun.finished and begun.restore is not None:
             self._saver.remember(begun.restore)
@@ -149,28 +158,22 @@ class Session:
         )
 
     def _new_saver(self) -> Saver:
-        mlflow_draws = any(type(c).__name__ == "MlflowCallback" for c in self._callbacks.callbacks)
-        if mlflow_draws:
-            say(
-                "MLflow's own Keras callback is attached and counts epochs from 0: it draws the "
-                "curves, and they are not protected against repeated steps after a resume."
-            )
-        offset = -1 if mlflow_draws else 0
+        saves, mlflow_draws = self._options.saves, parts.mlflow_draws(self._callbacks.callbacks)
+        self._writer = parts.new_writer(self._store, self._run, saves, self._meter)
+        self._curves = parts.new_curves(
+            self._store, self._run, self._series, self.plan, offset=-1 if mlflow_draws else 0
+        )
         return Saver(
-            run=self._run,
             model=self._model,
             callbacks=self._callbacks,
             plan=self.plan,
-            policy=self._options.saves,
-            curves=self._new_curves(offset),
+            policy=saves,
+            curves=self._curves,
             draws=self._options.log_metrics and not mlflow_draws,
             epochs=self._epochs,
-            writer=Writer(self._store, keep=self._options.saves.keep),
+            writer=self._writer,
+            meter=self._meter,
         )
-
-    def _new_curves(self, offset: int) -> Curves:
-        self._curves = Curves(self._store, self._run, self._series, step_offset=offset)
-        return self._curves
 
     def _restore(self) -> None:
         begun = self.plan
@@ -180,13 +183,18 @@ class Session:
         for line in begun.describe(left):
             say(f"{where}: {line}")
 
+    def _is_new(self, updated: Series) -> bool:
+        return updated != self._series or self._series.name not in self._run.series
+
+    def _take_series(self, updated: Series) -> None:
+        tags = {**self._run.tags, updated.tag: updated.to_json()}
+        self._run, self._series = replace(self._run, tags=tags), updated
+
     def _record_series(self, updated: Series) -> None:
-        """Write the series' facts to the run if they changed."""
-        if updated != self._series or self._series.name not in self._run.series:
-            self._store.set_series(self._run, updated)
-            tags = {**self._run.tags, updated.tag: updated.to_json()}
-            self._run = replace(self._run, tags=tags)
-        self._series = updated
+        """Write the series' facts to the run if they changed, before any later checkpoint."""
+        if self._is_new(updated):
+            self._take_series(updated)
+            self._writer.call(partial(self._store.set_series, self._run, updated))
 
     # --- train ----------------------------------------------------------------
 
@@ -202,18 +210,23 @@ class Session:
 
         With `steps_per_execution` one call ends several batches.
         """
+        began = self._meter.step_ended()
         self._counts.step += batch + 1 - self._batches
         self._batches = batch + 1
         self._progress.step = self._counts.step
+        if not self._inside_epochs:
+            return
         if self._batches == self._arguments.get("steps"):
             return  # The epoch's end follows and brings metrics: what is due now is due then.
-        if policy.due(self._options.saves.every, self._moment(epoch_ended=False)):
-            self._saver.save("batch", self._series, self._counts, {})
+        is_due = policy.due(self._options.saves.every, self._moment(epoch_ended=False))
+        if is_due and self._saver.save("batch", self._series, self._counts, {}):
+            self._meter.saved(began)
         self._asked_step = self._counts.step
 
     def epoch_end(self, epoch: int, logs: Mapping[str, Any] | None) -> None:
         """Log the epoch, and save it if it is due, better, or the last."""
-        metrics = _scalars(logs or {})
+        began = time.perf_counter()
+        metrics = parts.scalars(logs or {})
         counts = self._counts
         counts.epoch = self.plan.offset + epoch + 1
         improved = self._monitor.watch(epoch, counts.epoch, metrics)
@@ -221,9 +234,11 @@ class Session:
         self._record_series(self._monitor.series)
         last = epoch + 1 >= self._epochs or self._model.stop_training
         if self._wants(improved, last and math.isfinite(metrics.get("loss", 0.0))):
-            self._saver.save("epoch", self._series, counts, metrics)
+            saved = self._saver.save("epoch", self._series, counts, metrics, must=last)
             if last:
                 self._saver.remember()
+            if saved:
+                self._meter.saved(began)
         else:
             self._saver.log_epoch(counts, metrics)
         self._asked_step = counts.step
@@ -249,10 +264,13 @@ class Session:
     def end(self) -> None:
         """Record the state in which `fit` leaves the model. Called after every `on_train_end`."""
         self.release()
+        self._meter.finish()
+        self._saver.drain()
         if self._trained:
             self._record_end()
         elif self.plan.finished and not self.plan.behind:
             self._return_to_end()
+        self._log_costs()
         self._curves.report()
         self._progress.epoch, self._progress.step = self._counts.epoch, self._counts.step
         self._progress.best = self._counts.best
@@ -260,9 +278,17 @@ class Session:
 
     def _record_end(self) -> None:
         end = self._saver.unchanged(self._counts.step)
+        self._saver.release()
         if end is None:
             end = self._saver.save_end(self._series, self._counts)
         self._store.mark_final(self._run, self._series, end)
+
+    def _log_costs(self) -> None:
+        """Say in the run what its checkpoints cost this fit."""
+        values = self._meter.stats().metrics()
+        rows = self._curves.first_rows(values, self._counts.step)
+        if rows:
+            self._store.log_rows(self._run, rows)
 
     def _return_to_end(self) -> None:
         """Restore the end state of a fit that is complete, or make it up if a kill prevented it."""
@@ -275,18 +301,3 @@ class Session:
     def release(self) -> None:
         """Leave nothing behind in the model; safe to call twice."""
         keras_internals.clear_initial_epoch(self._model)
-
-
-def _scalars(logs: Mapping[str, Any]) -> dict[str, float]:
-    """The logs that are one number; a metric may also return a vector, which has no curve."""
-    return {
-        key: float(value)
-        for key, value in logs.items()
-        if isinstance(value, Real) or getattr(value, "shape", None) == ()
-    }
-
-
-def _new_series(run: Run, name: str) -> Series:
-    """The first fit series of a run owns the plain metric names; each further one is prefixed."""
-    taken = any(series.prefix == "" for series in run.series.values())
-    return Series(name=name, prefix=f"{name}/" if taken else "")

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from mlflow_ckpt import keras_internals
 from mlflow_ckpt.keras_internals import CHANGED_BY_FIT
@@ -55,10 +56,14 @@ def _with_their_parts(owners: Sequence[Any]) -> list[Any]:
 
 def _parts(owner: Any) -> Iterator[Any]:
     for name, value in vars(owner).items():
-        for part in value.values() if isinstance(value, dict) else (value,):
+        for part in _items(value) if isinstance(value, (dict, list, tuple)) else (value,):
             # `SerializableDict` keeps the arguments of `compile` in an attribute of this name.
             if hasattr(part, "get_config") or name == "_compile_config":
                 yield part
+
+
+def _items(container: Any) -> Sequence[Any]:
+    return list(container.values()) if isinstance(container, dict) else container
 
 
 def _attributes(watched: Sequence[Any], kept: list[Any] | None = None) -> list[Any]:
@@ -88,14 +93,23 @@ def _attributes(watched: Sequence[Any], kept: list[Any] | None = None) -> list[A
                 continue
             if kind in _PLAIN:
                 found.append(value)
-            elif isinstance(value, (list, tuple, dict, set)):
-                found += (id(value), len(value))
-                if 0 < len(value) <= _SHORT:
-                    inside = value.values() if isinstance(value, dict) else value
-                    found += [v if type(v) in _PLAIN else id(v) for v in inside]
-            elif not keras_internals.is_tensor_type(kind):
-                found.append(id(value))
+            elif isinstance(value, (list, tuple, dict, set, np.ndarray)):
+                found.append(_inside(value))
+            else:
+                # A tensor, such as a dropout mask, comes and goes with the step.
+                passing = value is None or keras_internals.is_tensor_type(kind)
+                found.append(None if passing else id(value))
     return found
+
+
+def _inside(value: Any) -> Any:
+    """A container as itself and, if it is short, by what is in it."""
+    if isinstance(value, np.ndarray):
+        return (id(value), value.tobytes() if value.size <= _SHORT else None)
+    if not isinstance(value, (list, tuple, dict, set)):
+        return value if type(value) in _PLAIN else id(value)
+    inside = [_inside(v) for v in _items(value)] if len(value) <= _SHORT else None
+    return (id(value), len(value), inside)
 
 
 def _followed(value: Any) -> Any:

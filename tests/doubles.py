@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import keras
+import mlflow.server.constants
+import pytest
+from mlflow.server import app, handlers
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+from mlflow_ckpt import writer
 
 
 class StopHere(Exception):
@@ -59,19 +68,111 @@ class Remembering(keras.callbacks.Callback):
         self.losses = list(state["losses"])
 
 
-class FailingUpload(LocalArtifactRepository):
-    """An artifact store that is full from its `fail_at`-th upload of a folder on."""
+class Killed(BaseException):
+    """Stands for a kill: no handler of errors sees it, so nothing after it runs."""
+
+
+class HandedOver(LocalArtifactRepository):
+    """An artifact store that is no plain folder to us: it gets its files handed over."""
+
+
+class FailingUpload(HandedOver):
+    """An artifact store that is full from its `fail_at`-th model on."""
 
     uploads = 0
     fail_at = 0
 
-    def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> None:
-        type(self).uploads += 1
-        if type(self).uploads >= type(self).fail_at:
-            first = min(p for p in Path(local_dir).rglob("*") if p.is_file())
-            self.log_artifact(str(first))
-            raise OSError(28, "No space left on device", self.artifact_dir)
-        super().log_artifacts(local_dir, artifact_path)
+    def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
+        if Path(local_file).name == "model.keras":
+            type(self).uploads += 1
+            if type(self).uploads >= type(self).fail_at:
+                raise OSError(28, "No space left on device", self.artifact_dir)
+        super().log_artifact(local_file, artifact_path)
+
+
+class Gate:
+    """Holds every write of a snapshot between `close` and `open`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._open = threading.Event()
+        self._open.set()
+        self.reached = threading.Event()
+        real = writer._write_files
+
+        def held(*args: Any) -> Any:
+            self.reached.set()
+            assert self._open.wait(60), "nobody opened the gate"
+            return real(*args)
+
+        monkeypatch.setattr(writer, "_write_files", held)
+
+    def close(self) -> None:
+        self.reached.clear()
+        self._open.clear()
+
+    def open(self) -> None:
+        self._open.set()
+
+
+@contextmanager
+def tracking_server(database: Path, folder: Path) -> Iterator[TrackingServer]:
+    """MLflow's own tracking server with its artifact proxy, on a thread of this process."""
+    constants = mlflow.server.constants
+    settings = {
+        constants.BACKEND_STORE_URI_ENV_VAR: f"sqlite:///{database}",
+        constants.ARTIFACT_ROOT_ENV_VAR: "mlflow-artifacts:/",
+        constants.ARTIFACTS_DESTINATION_ENV_VAR: str(folder),
+        constants.SERVE_ARTIFACTS_ENV_VAR: "true",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in settings.items():
+            patch.setenv(key, value)
+        for name in ("_tracking_store", "_artifact_repo", "_model_registry_store"):
+            patch.setattr(handlers, name, None)
+        # At its first request it would point this process's client at the database.
+        handlers._get_tracking_store()
+        handlers._get_model_registry_store()
+        mlflow.set_registry_uri(None)
+        server = TrackingServer()
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+class TrackingServer:
+    """A running server that remembers what it was asked.
+
+    Attributes:
+        uri: Its tracking URI.
+        requests: `<method> <path>` of each request, in the order of their arrival.
+    """
+
+    def __init__(self) -> None:
+        self.requests: list[str] = []
+        self._server = make_server(
+            "127.0.0.1", 0, self._answer, threaded=True, request_handler=_Quiet
+        )
+        self.uri = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def _answer(self, environ: Any, start_response: Any) -> Any:
+        self.requests.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}")
+        return app(environ, start_response)
+
+
+class _Quiet(WSGIRequestHandler):
+    def log(self, *_: Any) -> None:
+        """Say nothing."""
 
 
 class CannotDelete(LocalArtifactRepository):

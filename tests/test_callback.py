@@ -25,7 +25,7 @@ from mlflow_ckpt.errors import (
     SaveFailed,
     SeriesInUse,
 )
-from mlflow_ckpt.store import _commit
+from mlflow_ckpt.store import _draft
 
 
 def names(run_id: str, series: str | None = None) -> list[str]:
@@ -338,7 +338,12 @@ def test_an_ema_optimizer_makes_a_final_of_its_own() -> None:
         pytest.param({"resume": "newest"}, ValueError, "Received: 'newest'", id="selector"),
         pytest.param({"spool": object()}, NotAvailable, "'spool' is not available", id="spool"),
         pytest.param({"interrupt": False}, NotAvailable, "'interrupt'", id="interrupt"),
-        pytest.param({"when_busy": "skip"}, NotAvailable, "'when_busy'", id="when_busy"),
+        pytest.param(
+            {"when_busy": "drop"},
+            ConfigError,
+            "'wait' or 'skip'. Received: when_busy='drop'",
+            id="when_busy",
+        ),
     ],
 )
 def test_arguments_that_cannot_be_used(
@@ -407,23 +412,35 @@ def test_two_callbacks_of_one_name_are_refused() -> None:
         fit(mlp(), MlflowCheckpoint(), MlflowCheckpoint())
 
 
-def test_a_failed_upload_ends_the_fit_and_leaves_the_one_before(
+def test_a_failed_upload_ends_the_fit_at_the_next_save_and_leaves_the_one_before(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     FailingUpload.uploads, FailingUpload.fail_at = 0, 3
-    monkeypatch.setattr(_commit, "get_artifact_repository", FailingUpload)
+    monkeypatch.setattr(_draft, "get_artifact_repository", FailingUpload)
     with (
         mlflow.start_run() as run,
         pytest.raises(SaveFailed, match="No space left on device") as caught,
     ):
         fit(mlp(), MlflowCheckpoint(), epochs=5)
     assert isinstance(caught.value.reason, OSError)
+    assert "ckpt-0003-00000006" in str(caught.value)
     assert ckpt.resolve(run.info.run_id, "latest").epoch == 2
-    assert [s for s, _ in history(run.info.run_id)["loss"]] == [1, 2, 3]
+    assert [s for s, _ in history(run.info.run_id)["loss"]] == [1, 2, 3, 4]
     statuses = [
         m.status.value for m in mlflow.MlflowClient().search_logged_models([run.info.experiment_id])
     ]
     assert sorted(statuses) == ["FAILED", "READY", "READY"]
+
+
+def test_a_failed_last_save_surfaces_at_the_end_of_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    FailingUpload.uploads, FailingUpload.fail_at = 0, 3
+    monkeypatch.setattr(_draft, "get_artifact_repository", FailingUpload)
+    callback = MlflowCheckpoint()
+    with mlflow.start_run() as run, pytest.raises(SaveFailed, match="ckpt-0003-00000006"):
+        fit(mlp(), callback, epochs=3)
+    assert ckpt.resolve(run.info.run_id, "latest").epoch == 2
+    assert [s for s, _ in history(run.info.run_id)["loss"]] == [1, 2, 3]
+    assert (callback.stats().saves, callback.stats().failed) == (2, 1)
 
 
 # --- ways to drive a fit ------------------------------------------------------

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_ckpt import keras_internals as ki
+from mlflow_ckpt.keras_internals import _deferred, _loading
 
 pytestmark = pytest.mark.pure
 
@@ -198,3 +199,32 @@ def test_pythons_generator_stays_still_whatever_happens_inside(seed: int, fails:
         keras.random.SeedGenerator()
         assert random.random() / (not fails)
     assert random.getstate() == before
+
+
+# --- loading from a map -------------------------------------------------------
+
+
+def test_keras_loader_has_every_part_that_the_mapped_read_leans_on() -> None:
+    assert ki.missing_seams() is None
+
+
+def test_keras_variables_take_over_a_buffer_and_an_update_leaves_it_alone() -> None:
+    array, tensor = _deferred.owned((64, 64), np.dtype("float32"))
+    array[:] = 1
+    variable = keras.Variable(np.zeros((64, 64), np.float32))
+    variable.assign(tensor)
+    [held] = ki.borrow([variable])
+    assert ki.share_memory(held, tensor)
+    del held
+    variable.assign_add(np.ones((64, 64), np.float32))
+    assert np.all(array == 1)
+    assert np.all(np.asarray(variable) == 2)
+
+
+def test_a_variable_asks_a_view_for_its_tensor() -> None:
+    data = np.arange(1 << 15, dtype=np.float32)
+    variable = keras.Variable(np.zeros(1 << 15, np.float32))
+    variable.assign(data.view(_loading._View))
+    [value] = ki.borrow([variable])
+    assert ki.view(value).ctypes.data % 4096 == 0
+    assert np.array_equal(ki.view(value), data)

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from builders import Gan, NoConfig, Subclassed, data, fit, mlp, same
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 import mlflow_ckpt as ckpt
 from mlflow_ckpt import Every, MlflowCheckpoint
@@ -32,6 +33,8 @@ from mlflow_ckpt.errors import (
     SeriesNotFound,
 )
 from mlflow_ckpt.listing import COLUMNS
+from mlflow_ckpt.loader import Fetched
+from mlflow_ckpt.store import Store
 
 
 def trained(**checkpoint: Any) -> tuple[str, keras.Model]:
@@ -320,6 +323,38 @@ def test_a_damaged_file_is_named_and_nothing_appears(
         assert caught.value.path == name
     assert all(np.array_equal(a, b) for a, b in zip(before, mine.get_weights(), strict=True))
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_local_store_is_read_in_place_and_a_download_leaves_it_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id, model = trained(save_freq=Every(epochs=3))
+    stored = next((tmp_path / "artifacts").rglob("model.keras"))
+    before = stored.read_bytes()
+    ckpt.download(run_id, "latest", tmp_path / "out")
+    assert stored.read_bytes() == before
+    fetched: list[str] = []
+    real = LocalArtifactRepository.download_artifacts
+
+    def counted(self: Any, artifact_path: str, **kwargs: Any) -> Any:
+        fetched.append(artifact_path)
+        return real(self, artifact_path, **kwargs)
+
+    monkeypatch.setattr(LocalArtifactRepository, "download_artifacts", counted)
+    assert same(ckpt.load_model(run_id), model)
+    ckpt.load_weights(mlp(), run_id)
+    assert set(fetched) == {"manifest.json"}
+    assert stored.read_bytes() == before
+
+
+def test_a_file_swapped_after_the_verdict_is_not_read(tmp_path: Path) -> None:
+    run_id, _ = trained(save_freq=Every(epochs=3))
+    stored = next((tmp_path / "artifacts").rglob("model.keras"))
+    before = stored.read_bytes()
+    with Fetched(Store(), ckpt.resolve(run_id), ["data/model.keras"], in_place=True) as fetched:
+        (tmp_path / "other").write_bytes(b"not a model")
+        (tmp_path / "other").replace(stored)
+        assert fetched.files["data/model.keras"].read() == before
 
 
 def test_a_compiled_model_that_was_never_trained_loads_without_a_warning() -> None:

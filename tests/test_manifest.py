@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,30 @@ def test_a_changed_file_is_named(tmp_path: Path, content: bytes, text: str) -> N
     with pytest.raises(DigestMismatch, match=rf"'data/model.keras' is not .*{text}") as caught:
         changed.verify(tmp_path / "checkpoint")
     assert caught.value.path == changed.path
+
+
+def test_an_open_file_stays_the_verified_one_whatever_takes_its_path(tmp_path: Path) -> None:
+    entry = build(tmp_path).files[1]
+    with entry.open(tmp_path) as file:
+        (tmp_path / "other").write_bytes(b"forgery")
+        (tmp_path / "other").replace(tmp_path / entry.path)
+        assert file.read() == b"weights"
+    with pytest.raises(DigestMismatch):
+        entry.open(tmp_path)
+
+
+def test_a_file_that_cannot_be_mapped_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = bytes(range(256)) * 4097
+    (tmp_path / "x").write_bytes(data)
+
+    def unmappable(*args: Any, **kwargs: Any) -> Any:
+        raise OSError("no such device")
+
+    monkeypatch.setattr(mmap, "mmap", unmappable)
+    with (tmp_path / "x").open("rb") as file:
+        assert digest_file(file) == digest_bytes(data)
 
 
 @pytest.mark.parametrize("in_its_place", ["nothing", "folder", "broken-link", "parent-is-a-file"])

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import mmap
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -28,21 +29,20 @@ from mlflow_ckpt.keras_internals import _variables
 
 # In bytes; below it, an initializer costs less than the detour.
 LARGE = 1 << 16
-# TensorFlow accepts a buffer of another alignment and aborts the process later.
-_ALIGNMENT = 64
 _CUSTOM_SCOPE = "custom_objects_scope_dict"
 
 
 def owned(shape: Sequence[int], dtype: np.dtype[Any]) -> tuple[np.ndarray[Any, Any], Any]:
-    """An array of private, aligned memory and the tensor over it, which keeps it alive."""
+    """An array of private memory, at least one element, and the tensor that keeps it alive."""
     import tensorflow
 
     size = math.prod(shape) * dtype.itemsize
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    array = memory[start : start + size].view(dtype).reshape(shape)
+    # Pages of its own: aligned, and given back with the variable.
+    array = np.frombuffer(mmap.mmap(-1, size, access=mmap.ACCESS_COPY), dtype).reshape(shape)
     # DLPack, as NumPy writes it, has no bfloat16.
     bits = array.view(np.uint16) if dtype == ml_dtypes.bfloat16 else array
+    # TensorFlow accepts a buffer that is not aligned to 64 bytes, and aborts the process later.
+    assert not bits.ctypes.data % 64
     tensor = tensorflow.experimental.dlpack.from_dlpack(bits.__dlpack__())
     return array, tensor if bits is array else tensorflow.bitcast(tensor, tensorflow.bfloat16)
 

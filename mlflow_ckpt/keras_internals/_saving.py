@@ -110,6 +110,11 @@ class _Recorder(saving_lib.H5IOStore):
         owner = self.owners[-1]
         variable = _variable_behind(owner, key, value)
         shape, dtype = _shape_and_dtype(value if variable is None else variable)
+        try:
+            backend.standardize_dtype(dtype)
+        except ValueError as error:
+            # Keras refuses it too, in its own words.
+            raise CannotRecord(f"The value {key!r} has the type {dtype}.") from error
         dataset = _reserve(self._h5_entry_group, key, shape, dtype)
         if dtype.name == _BFLOAT16:
             dataset.attrs["dtype"] = _BFLOAT16
@@ -180,8 +185,6 @@ def _reserve(
         kind = h5py.h5t.py_create(dtype, logical=True)
     except TypeError as error:
         raise CannotRecord(f"HDF5 has no type for {dtype} of {key!r}.") from error
-    if dtype.hasobject:
-        raise CannotRecord(f"The value {key!r} of type {dtype} has no fixed size.")
     group[key] = h5py.Dataset(h5py.h5d.create(group.id, None, kind, space, layout))
     return group[key]
 

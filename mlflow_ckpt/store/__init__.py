@@ -2,7 +2,8 @@
 
     _connection   runs, experiments, and MLflow's exceptions in our words
     _query        find and list committed checkpoints
-    _commit       create, upload, finalize, delete
+    _draft        a checkpoint in the making: where its files lie
+    _commit       upload, finalize, delete
     _card         MLmodel and environment files, made once per process
 
 No other module imports `mlflow`; a lint rule and a test keep it so.
@@ -11,6 +12,7 @@ No other module imports `mlflow`; a lint rule and a test keep it so.
 from mlflow_ckpt.store._card import write_card
 from mlflow_ckpt.store._commit import Commit
 from mlflow_ckpt.store._connection import now_ms, use_tracking_uri
+from mlflow_ckpt.store._draft import Draft
 from mlflow_ckpt.store._store import Store
 
-__all__ = ["Commit", "Store", "now_ms", "use_tracking_uri", "write_card"]
+__all__ = ["Commit", "Draft", "Store", "now_ms", "use_tracking_uri", "write_card"]

@@ -14,6 +14,7 @@ import functools
 import json
 import platform
 import tempfile
+import threading
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,6 +26,8 @@ from mlflow.types import Schema, TensorSpec
 
 from mlflow_ckpt.say import errors_only
 
+# Two series are written on two threads, and MLflow's loggers are everybody's.
+_RENDERING = threading.Lock()
 _BACKENDS = {
     "tensorflow": ("tensorflow", "tensorflow-cpu"),
     "jax": ("jax",),
@@ -40,7 +43,9 @@ def write_card(directory: Path, spec: Mapping[str, Any] | None) -> None:
         spec: `inputs` and `outputs`, each a list of `[name or None, dtype, shape]` whose
             first dimension is -1; `None` where the model does not know them.
     """
-    for path, data in _render(json.dumps(spec, sort_keys=True)):
+    with _RENDERING:
+        files = _render(json.dumps(spec, sort_keys=True))
+    for path, data in files:
         target = directory / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(data)

@@ -1,36 +1,49 @@
 """Make one checkpoint visible, all of it or nothing.
 
-    create (PENDING) -> upload files -> upload manifest -> metrics -> link to the run
-    -> finalize READY -> tags ckpt.manifest_digest and ckpt.complete=true, in one call
+    draft (PENDING) -> files -> manifest -> metrics -> link to the run -> finalize READY
+    -> tags ckpt.manifest_digest and ckpt.complete=true, in one call
 
 The last call is the only commit point: what is killed before it resolves nowhere. The
 link comes late because a run's page lists whatever is linked, half-made or not.
+
+These are all the requests of one committed whole-model checkpoint through `mlflow server`,
+in their order; a local artifact store makes the same ones without the PUTs. MLflow has no
+call that takes two of them together, and the artifact proxy takes one file a request.
+
+    POST  api/2.0/mlflow/logged-models                           create
+    PUT   .../artifacts/MLmodel                                  one for each file:
+    PUT   .../artifacts/conda.yaml
+    PUT   .../artifacts/data/keras_module.txt
+    PUT   .../artifacts/data/model.keras
+    PUT   .../artifacts/python_env.yaml
+    PUT   .../artifacts/requirements.txt
+    PUT   .../artifacts/state/training_state.h5
+    PUT   .../artifacts/manifest.json                            last of the files
+    POST  api/2.0/mlflow/runs/log-batch                          metrics
+    POST  api/2.0/mlflow/runs/outputs                            link
+    PATCH api/2.0/mlflow/logged-models/{model_id}                finalize
+    PATCH api/2.0/mlflow/logged-models/{model_id}/tags           commit
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from mlflow import MlflowClient
-from mlflow.entities import LoggedModel, LoggedModelOutput, Metric
-from mlflow.exceptions import MlflowException
+from mlflow.entities import LoggedModelOutput, Metric
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from mlflow_ckpt.errors import CheckpointError, SaveFailed
 from mlflow_ckpt.manifest import FILENAME, Manifest, digest_bytes
 from mlflow_ckpt.record import (
+    CAPTURE_TAG,
     COMPLETE_TAG,
     DIGEST_TAG,
     FINAL_TAG,
-    MODEL_TYPE,
     Checkpoint,
     MetricRow,
-    Position,
-    Run,
 )
-from mlflow_ckpt.store._connection import translated
+from mlflow_ckpt.store._connection import Connection, translated
+from mlflow_ckpt.store._draft import Draft
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,78 +51,63 @@ class Commit:
     """What one commit writes.
 
     Attributes:
-        run: The run it belongs to.
-        position: Where in its series it stands.
-        directory: Local folder with every file but the manifest.
-        manifest: Describes these files.
+        manifest: Describes every file of the draft.
+        synced: Paths of the files that are on the disk already.
         metrics: Finite rows to log with the model; they also appear on the run's curves.
+        beside: Rows of the same epoch for the run's curves alone: a LoggedModel would turn
+            NaN into 0.0.
         values: The finite metrics by Keras's names, for the returned `Checkpoint`.
-        weights_only: Whether the folder holds weights instead of a model.
+        weights_only: Whether the draft holds weights instead of a model.
+        capture: How the state was taken: `snapshot.Strategy`.
         final: Whether it is the state in which `fit` left the model.
     """
 
-    run: Run
-    position: Position
-    directory: Path
     manifest: Manifest
+    synced: Sequence[str] = ()
     metrics: Sequence[MetricRow]
+    beside: Sequence[MetricRow] = ()
     values: dict[str, float]
     weights_only: bool
+    capture: str
     final: bool = False
 
 
-def commit(client: MlflowClient, request: Commit) -> Checkpoint:
-    """Carry out the protocol above.
+def commit(connection: Connection, draft: Draft, request: Commit) -> Checkpoint:
+    """Carry out the protocol above, from the files on.
 
     Raises:
-        SaveFailed: If any part of it fails; the LoggedModel is then marked FAILED.
+        SaveFailed: If any part of it fails; the draft is then abandoned.
     """
-    model: LoggedModel | None = None
     try:
-        with translated("create a logged model"):
-            model = client.create_logged_model(
-                request.run.experiment_id,
-                name=request.position.name,
-                source_run_id=request.run.run_id,
-                tags=request.position.tags(),
-                params={k: str(getattr(request.position, k)) for k in ("series", "epoch", "step")},
-                model_type=MODEL_TYPE,
-            )
-        return _fill(client, request, model)
-    except (MlflowException, CheckpointError, OSError) as error:
-        failure = SaveFailed(
-            f"The checkpoint {request.position.name} of run {request.run.run_id} was not "
-            f"committed: {error} Earlier checkpoints are untouched.",
-            reason=error,
-        )
-        if model is not None:
-            _mark_failed(client, model, failure)
-        raise failure from error
+        return _commit(connection, draft, request)
+    except Exception as error:
+        raise draft.abandon(connection, error) from error
+    finally:
+        draft.close()
 
 
-def _fill(client: MlflowClient, request: Commit, model: LoggedModel) -> Checkpoint:
-    run_id, model_id = request.run.run_id, model.model_id
+def _commit(connection: Connection, draft: Draft, request: Commit) -> Checkpoint:
+    run_id, model = draft.run.run_id, draft.model
     data = request.manifest.to_bytes()
     digest = digest_bytes(data)
-    repository = get_artifact_repository(model.artifact_location)
-    repository.log_artifacts(str(request.directory))
-    (request.directory / FILENAME).write_bytes(data)
-    repository.log_artifact(str(request.directory / FILENAME))
+    draft.publish([entry.path for entry in request.manifest.files], synced=request.synced)
+    (draft.directory / FILENAME).write_bytes(data)
+    draft.publish([FILENAME])
+    rows = [_metric(row, run_id, model.model_id) for row in request.metrics]
+    rows += [_metric(row, run_id, None) for row in request.beside]
     with translated("commit a checkpoint"):
-        client.log_batch(
-            run_id,
-            metrics=[
-                Metric(m.key, m.value, m.timestamp, m.step, model_id=model_id, run_id=run_id)
-                for m in request.metrics
-            ],
+        # Said here because MLFLOW_ENABLE_ASYNC_LOGGING would let a failure pass in silence.
+        connection.client.log_batch(run_id, metrics=rows, synchronous=True)
+        connection.client.log_outputs(
+            run_id, [LoggedModelOutput(model.model_id, draft.position.epoch)]
         )
-        client.log_outputs(run_id, [LoggedModelOutput(model_id, request.position.epoch)])
-        client.finalize_logged_model(model_id, "READY")
-        client.set_logged_model_tags(
-            model_id,
+        connection.client.finalize_logged_model(model.model_id, "READY")
+        connection.tag_model(
+            model.model_id,
             {
                 "ckpt.bytes": str(request.manifest.total_bytes),
                 "ckpt.weights_only": "true" if request.weights_only else "false",
+                CAPTURE_TAG: request.capture,
                 DIGEST_TAG: digest,
                 COMPLETE_TAG: "true",
             }
@@ -117,8 +115,8 @@ def _fill(client: MlflowClient, request: Commit, model: LoggedModel) -> Checkpoi
         )
     return Checkpoint(
         run_id=run_id,
-        model_id=model_id,
-        position=request.position,
+        model_id=model.model_id,
+        position=draft.position,
         metrics=request.values,
         bytes=request.manifest.total_bytes,
         digest=digest,
@@ -129,26 +127,24 @@ def _fill(client: MlflowClient, request: Commit, model: LoggedModel) -> Checkpoi
     )
 
 
-def _mark_failed(client: MlflowClient, model: LoggedModel, failure: SaveFailed) -> None:
-    """Show the failure in the UI; where even that fails, say so in the error that is raised."""
-    try:
-        client.finalize_logged_model(model.model_id, "FAILED")
-    except MlflowException as error:
-        failure.add_note(f"Its logged model {model.model_id} could not be marked FAILED: {error}")
+def _metric(row: MetricRow, run_id: str, model_id: str | None) -> Metric:
+    return Metric(row.key, row.value, row.timestamp, row.step, model_id=model_id, run_id=run_id)
 
 
-def delete(client: MlflowClient, checkpoint: Checkpoint) -> str | None:
+def delete(connection: Connection, checkpoint: Checkpoint) -> str | None:
     """Take a checkpoint away: first from every resolver, then its files, then its record.
 
     Returns:
         Why its files had to stay, where the artifact store cannot delete; else `None`.
     """
     with translated(f"delete {checkpoint.name}"):
-        client.set_logged_model_tags(checkpoint.model_id, {COMPLETE_TAG: "deleting"})
+        connection.tag_model(checkpoint.model_id, {COMPLETE_TAG: "deleting"})
         try:
-            get_artifact_repository(checkpoint.artifact_uri).delete_artifacts()
+            get_artifact_repository(
+                checkpoint.artifact_uri, tracking_uri=connection.uri
+            ).delete_artifacts()
             reason = None
         except NotImplementedError as error:
             reason = str(error) or "the artifact store cannot delete"
-        client.delete_logged_model(checkpoint.model_id)
+        connection.client.delete_logged_model(checkpoint.model_id)
     return reason

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -13,6 +14,7 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage
 from mlflow.exceptions import MlflowException
+from mlflow.tracking._tracking_service.client import TrackingServiceClient
 from sqlalchemy.exc import SQLAlchemyError
 
 from mlflow_ckpt.errors import NoActiveRun, RunDeleted, RunNotFound, StoreError, UnsupportedStore
@@ -24,6 +26,27 @@ _UPGRADE = (
     "Checkpoints are MLflow 3 logged models. Use a tracking server of MLflow 3 or later "
     'with a database, or mlflow.set_tracking_uri("sqlite:///mlflow.db").'
 )
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A tracking server, the same one from every thread and whatever `set_tracking_uri` says later.
+
+    Attributes:
+        uri: Its tracking URI.
+        client: MLflow's own client of it.
+    """
+
+    uri: str
+    client: MlflowClient
+
+    def tag_model(self, model_id: str, tags: dict[str, str]) -> None:
+        """Set tags of a LoggedModel in one request.
+
+        `MlflowClient.set_logged_model_tags` reads the model first, only to say more when it
+        does not exist. This is the class that it calls next.
+        """
+        TrackingServiceClient(self.uri).set_logged_model_tags(model_id, tags)
 
 
 def now_ms() -> int:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import BinaryIO
 
 import mlflow
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
-from mlflow_ckpt.errors import DigestMismatch, StoreError
+from mlflow_ckpt import worker
+from mlflow_ckpt.errors import DigestMismatch, SaveFailed, StoreError
 from mlflow_ckpt.manifest import FILENAME, Manifest
-from mlflow_ckpt.record import FINAL_TAG, Checkpoint, MetricRow, Run, Series
+from mlflow_ckpt.record import COMPLETE_TAG, FINAL_TAG, Checkpoint, MetricRow, Position, Run, Series
 from mlflow_ckpt.selector import Mode
-from mlflow_ckpt.store import _commit, _connection, _query
+from mlflow_ckpt.store import _commit, _connection, _draft, _query
 from mlflow_ckpt.store._card import versions
 from mlflow_ckpt.store._connection import translated
 
@@ -24,7 +28,9 @@ _logger = logging.getLogger("mlflow_ckpt")
 
 
 class Store:
-    """Checkpoints of runs on the current tracking server.
+    """Checkpoints of runs on the tracking server that is current when this object is made.
+
+    A `fit` uses one from two threads: the writer's, and the one that trains.
 
     Raises:
         UnsupportedStore: If the tracking URI names the file store.
@@ -33,13 +39,23 @@ class Store:
     def __init__(self) -> None:
         self.uri: str = mlflow.get_tracking_uri()
         self._client = _connection.connect()
+        self._connection = _connection.Connection(self.uri, self._client)
         self._cannot_delete = False
 
     # --- runs -----------------------------------------------------------------
 
-    def run(self, run_id: str | None = None) -> Run:
-        """The run with this ID, else the active one; see `_connection` for what is raised."""
-        return _connection.get_run(self._client, _connection.current_run_id(run_id))
+    def run(self, run_id: str | None = None, *, settled: bool = True) -> Run:
+        """The run with this ID, else the active one; see `_connection` for what is raised.
+
+        Args:
+            settled: Whether to wait first for what this process is still writing to it, such
+                as the last checkpoint of a `fit` that raised: who saves and then reads
+                finds what was saved.
+        """
+        found = _connection.current_run_id(run_id)
+        if settled:
+            worker.settle((self.uri, found))
+        return _connection.get_run(self._client, found)
 
     def prepare_experiment(self, run: Run) -> None:
         """Let the UI show the experiment's Models view."""
@@ -64,11 +80,13 @@ class Store:
     # --- curves ---------------------------------------------------------------
 
     def log_rows(self, run: Run, rows: Iterable[MetricRow]) -> None:
-        """Add points to the run's curves, in one request."""
+        """Add points to the run's curves, in one request for each 1,000 (MLflow's limit)."""
         with translated("log metrics"):
+            # Said here because MLFLOW_ENABLE_ASYNC_LOGGING would let a failure pass in silence.
             self._client.log_batch(
                 run.run_id,
                 metrics=[Metric(r.key, r.value, r.timestamp, r.step) for r in rows],
+                synchronous=True,
             )
 
     def rows(self, run: Run, key: str) -> dict[int, MetricRow]:
@@ -107,8 +125,29 @@ class Store:
         """All committed ones, oldest first, the end state included."""
         return _query.everything(self._client, run, series)
 
-    def commit(self, request: _commit.Commit) -> Checkpoint:
-        return _commit.commit(self._client, request)
+    def reread(self, checkpoint: Checkpoint, series: Series) -> Checkpoint | None:
+        """What the server says of a committed checkpoint at this moment; `None` if it is gone."""
+        with translated(f"read {checkpoint.name}"):
+            try:
+                model = self._client.get_logged_model(checkpoint.model_id)
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return None
+                raise
+        committed = model.tags.get(COMPLETE_TAG) == "true"
+        return _query.to_checkpoint(model, series) if committed else None
+
+    def draft(self, run: Run, position: Position) -> _draft.Draft:
+        """Begin a checkpoint: see `_draft`. End it with `commit` or `abandon`."""
+        return _draft.open_draft(self._connection, run, position)
+
+    def commit(self, draft: _draft.Draft, request: _commit.Commit) -> Checkpoint:
+        """Make a checkpoint of a draft whose files are all there: see `_commit`."""
+        return _commit.commit(self._connection, draft, request)
+
+    def abandon(self, draft: _draft.Draft, error: Exception) -> SaveFailed:
+        """Give a draft up; returns what to raise from `error`."""
+        return draft.abandon(self._connection, error)
 
     def mark_final(self, run: Run, series: Series, checkpoint: Checkpoint) -> None:
         """Say that a committed checkpoint is the state in which `fit` left the model.
@@ -117,19 +156,19 @@ class Store:
         for nothing else goes, any other loses the mark.
         """
         with translated(f"mark {checkpoint.name} as final"):
-            self._client.set_logged_model_tags(checkpoint.model_id, {FINAL_TAG: "true"})
+            self._connection.tag_model(checkpoint.model_id, {FINAL_TAG: "true"})
             ends = _query.ends(self._client, run, series)
             earlier = [c for c in ends if c.model_id != checkpoint.model_id]
             gone = [c for c in earlier if c.kind == "final" and not c.pinned]
             for other in earlier:
                 if other not in gone:
-                    self._client.set_logged_model_tags(other.model_id, {FINAL_TAG: "false"})
+                    self._connection.tag_model(other.model_id, {FINAL_TAG: "false"})
         self.delete(gone)
 
     def delete(self, checkpoints: Iterable[Checkpoint]) -> None:
         """Delete checkpoints; where the artifact store cannot, warn once and go on."""
         for checkpoint in checkpoints:
-            reason = _commit.delete(self._client, checkpoint)
+            reason = _commit.delete(self._connection, checkpoint)
             if reason and not self._cannot_delete:
                 self._cannot_delete = True
                 _logger.warning(
@@ -145,28 +184,51 @@ class Store:
         Raises:
             DigestMismatch: If it is missing or not the committed one.
         """
-        path = self._fetch(checkpoint, FILENAME, directory)
+        path = self._fetch(checkpoint, FILENAME, directory) / FILENAME
         return Manifest.parse(path.read_bytes(), digest=checkpoint.digest)
 
     def fetch(
-        self, checkpoint: Checkpoint, manifest: Manifest, paths: Sequence[str], directory: Path
-    ) -> None:
-        """Copy files of a checkpoint into `directory` and verify each.
+        self,
+        checkpoint: Checkpoint,
+        manifest: Manifest,
+        paths: Sequence[str],
+        directory: Path,
+        *,
+        in_place: bool = False,
+    ) -> dict[str, BinaryIO]:
+        """Open files of a checkpoint, each verified. The caller closes them.
+
+        Args:
+            paths: Those that the checkpoint does not have are left out.
+            directory: Where copies go.
+            in_place: Whether to read the files of a local artifact store where they lie,
+                without a copy. They belong to the store: never write, move or delete them.
 
         Raises:
             DigestMismatch: If one is missing, or its size or digest differs.
         """
-        for path in paths:
-            entry = manifest.entry(path)
-            if entry is not None:
-                self._fetch(checkpoint, path, directory)
-                entry.verify(directory)
+        with ExitStack() as undo:
+            files: dict[str, BinaryIO] = {}
+            for path in paths:
+                entry = manifest.entry(path)
+                if entry is not None:
+                    root = self._fetch(checkpoint, path, directory, in_place=in_place)
+                    files[path] = undo.enter_context(entry.open(root))
+            undo.pop_all()
+        return files
 
-    def _fetch(self, checkpoint: Checkpoint, path: str, directory: Path) -> Path:
+    def _fetch(
+        self, checkpoint: Checkpoint, path: str, directory: Path, *, in_place: bool = False
+    ) -> Path:
+        """Bring one file here; return the folder below which it lies now."""
         directory.mkdir(parents=True, exist_ok=True)
         try:
-            repository = get_artifact_repository(checkpoint.artifact_uri)
-            return Path(repository.download_artifacts(path, dst_path=str(directory)))
+            repository = get_artifact_repository(checkpoint.artifact_uri, tracking_uri=self.uri)
+            # No subclass: a plugin's own may do more than lay files into a folder.
+            if in_place and type(repository) is LocalArtifactRepository:
+                return Path(repository.artifact_dir)
+            repository.download_artifacts(path, dst_path=str(directory))
+            return directory
         except (MlflowException, OSError) as error:
             if (
                 isinstance(error, FileNotFoundError)

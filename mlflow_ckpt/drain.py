@@ -1,0 +1,38 @@
+"""Wait for a writer, and show how far it is when that takes a while."""
+
+from __future__ import annotations
+
+import time
+
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from mlflow_ckpt.writer import Writer
+
+PATIENCE = 2.0
+_TICK = 0.1
+
+
+def drain(writer: Writer) -> float:
+    """Return once the writer has nothing left to do; seconds that it took.
+
+    After two seconds a progress bar appears, and goes away at the end. `KeyboardInterrupt`
+    passes: the writer still finishes, before the interpreter exits.
+    """
+    began = time.perf_counter()
+    if not writer.join(PATIENCE):
+        _show(writer)
+    return time.perf_counter() - began
+
+
+def _show(writer: Writer) -> None:
+    columns = (
+        TextColumn("mlflow_ckpt: {task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
+    with Progress(*columns, transient=True) as bar:
+        task = bar.add_task("finishing", total=None)
+        while not writer.join(_TICK):
+            now = writer.activity
+            bar.update(task, description=now.text, completed=now.done, total=now.total)

@@ -1,0 +1,64 @@
+"""Make the parts of one fit's session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from numbers import Real
+from typing import Any
+
+import keras
+
+from mlflow_ckpt.curves import Curves
+from mlflow_ckpt.record import Checkpoint, Run, Series
+from mlflow_ckpt.resume import Plan
+from mlflow_ckpt.saver import SavePolicy
+from mlflow_ckpt.say import say
+from mlflow_ckpt.stats import Meter
+from mlflow_ckpt.store import Store
+from mlflow_ckpt.writer import Writer
+
+
+def new_series(run: Run, name: str) -> Series:
+    """The first fit series of a run owns the plain metric names; each further one is prefixed."""
+    taken = any(series.prefix == "" for series in run.series.values())
+    return Series(name=name, prefix=f"{name}/" if taken else "")
+
+
+def new_writer(store: Store, run: Run, saves: SavePolicy, meter: Meter) -> Writer:
+    """The writer of a fit; with `verbose` it prints a line per committed checkpoint."""
+    tell = _tell if saves.verbose else None
+    return Writer(store, run, keep=saves.keep, meter=meter, committed=tell)
+
+
+def new_curves(store: Store, run: Run, series: Series, plan: Plan, *, offset: int) -> Curves:
+    """The curves of a fit, with what the run has of them read ahead."""
+    curves = Curves(store, run, series, step_offset=offset)
+    trained = {"loss", *series.directions}
+    restored = plan.restore.metrics if plan.restore else {}
+    monitored = {series.monitor} if series.monitor else set()
+    curves.read_ahead({*trained, *(f"val_{name}" for name in trained), *restored, *monitored})
+    return curves
+
+
+def mlflow_draws(callbacks: Iterable[keras.callbacks.Callback]) -> bool:
+    """Whether MLflow's own callback draws the curves; if so, say what that means."""
+    if not any(type(callback).__name__ == "MlflowCallback" for callback in callbacks):
+        return False
+    say(
+        "MLflow's own Keras callback is attached and counts epochs from 0: it draws the "
+        "curves, and they are not protected against repeated steps after a resume."
+    )
+    return True
+
+
+def scalars(logs: Mapping[str, Any]) -> dict[str, float]:
+    """The logs that are one number; a metric may also return a vector, which has no curve."""
+    return {
+        key: float(value)
+        for key, value in logs.items()
+        if isinstance(value, Real) or getattr(value, "shape", None) == ()
+    }
+
+
+def _tell(checkpoint: Checkpoint) -> None:
+    say(f"saved {checkpoint.name} ({checkpoint.bytes:,} bytes) as {checkpoint.uri}")

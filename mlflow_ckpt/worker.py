@@ -1,0 +1,112 @@
+"""Run jobs one after another, on a thread that exists only while there are jobs.
+
+The thread is no daemon: the interpreter waits for it at exit, so that what was queued
+is finished even if the main thread ends with an exception. It ends by itself, so that
+nobody has to close it: Keras calls no hook when a `fit` raises.
+
+    put(job) -> thread -> job() -> ... -> no job left -> thread ends
+
+This module knows no checkpoints. Times are seconds.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections import deque
+from collections.abc import Callable
+
+Job = Callable[[], None]
+Key = tuple[str, str]
+
+_BUSY: dict[Key, set[Worker]] = {}
+_BUSY_LOCK = threading.Lock()
+
+
+class Worker:
+    """A queue of jobs and the thread that does them.
+
+    Args:
+        key: Names what the jobs write to, for `settle`.
+    """
+
+    def __init__(self, key: Key) -> None:
+        self._key = key
+        self._changed = threading.Condition()
+        self._jobs: deque[Job] = deque()
+        self._thread: threading.Thread | None = None
+
+    def put(self, job: Job) -> None:
+        """Queue `job`, which must see to its own exceptions.
+
+        Where no thread can be started (the interpreter is about to end), the caller does it.
+        """
+        with self._changed:
+            self._jobs.append(job)
+            if self._thread is not None:
+                return
+            # MLflow keeps its workspace in a context variable, which no thread inherits.
+            context = contextvars.copy_context()
+            self._thread = threading.Thread(
+                target=context.run, args=(self._loop,), name="mlflow-ckpt", daemon=False
+            )
+            self._enter()
+            try:
+                self._thread.start()
+                return
+            except RuntimeError:
+                self._thread = threading.current_thread()
+        self._loop()
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait until every job is done and the thread has ended; whether that is so.
+
+        A job that asks finds that it is not.
+        """
+        with self._changed:
+            thread = self._thread
+            if thread is threading.current_thread():
+                return False
+            if not self._changed.wait_for(lambda: self._thread is None, timeout):
+                return False
+        if thread is not None and thread.is_alive():
+            thread.join()
+        return True
+
+    def _loop(self) -> None:
+        try:
+            while (job := self._next()) is not None:
+                job()
+        finally:
+            # Reached with a thread still noted only if a job broke its promise.
+            with self._changed:
+                if self._thread is threading.current_thread():
+                    self._leave()
+
+    def _next(self) -> Job | None:
+        with self._changed:
+            if self._jobs:
+                return self._jobs.popleft()
+            self._leave()
+            return None
+
+    def _enter(self) -> None:
+        with _BUSY_LOCK:
+            _BUSY.setdefault(self._key, set()).add(self)
+
+    def _leave(self) -> None:
+        self._thread = None
+        with _BUSY_LOCK:
+            workers = _BUSY.get(self._key, set())
+            workers.discard(self)
+            if not workers:
+                _BUSY.pop(self._key, None)
+        self._changed.notify_all()
+
+
+def settle(key: Key) -> None:
+    """Wait for every worker that writes to `key`: who reads after that finds what was queued."""
+    with _BUSY_LOCK:
+        workers = list(_BUSY.get(key, ()))
+    for worker in workers:
+        worker.join()
