@@ -224,4 +224,7 @@ class SnapshotTorn(SaveFailed):
     """Training wrote into memory that a snapshot had borrowed, so the snapshot is void.
 
     From then on the process copies the state instead of borrowing it.
+
+    Attributes:
+        reason: What was noticed.
     """

@@ -27,16 +27,13 @@ class Layout:
         pieces: In file order: bytes to repeat, or the index of a tensor.
         tensors: What is at each index.
         size: Bytes of the whole file.
+        state_bytes: Bytes of all tensors.
     """
 
     pieces: tuple[bytes | int, ...]
     tensors: Sequence[RecordedTensor]
     size: int
-
-    @property
-    def state_bytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors)
+    state_bytes: int
 
 
 def record(model: keras.Model) -> tuple[Recording, Layout]:
@@ -67,4 +64,5 @@ def _take_apart(path: Path, tensors: Sequence[RecordedTensor]) -> Layout:
             raise CannotRecord("The file ends before its last tensor does.")
         file.seek(position)
         pieces.append(file.read())
-    return Layout(tuple(p for p in pieces if p != b""), tensors, size)
+    state_bytes = sum(tensor.nbytes for tensor in tensors)
+    return Layout(tuple(p for p in pieces if p != b""), tensors, size, state_bytes)

@@ -26,6 +26,8 @@ except ImportError:  # No wheel for this processor; four times slower.
 
 # Fits a core's level 2 cache, and is large enough that the calls cost nothing.
 CHUNK = 1 << 19
+# So often the kernel is asked to begin writing to the disk, and not only at the end.
+_FLUSH = 16 << 20
 
 
 class Stream:
@@ -46,6 +48,7 @@ class Stream:
         self.crc = 0
         self._progress = progress
         self._hasher = blake3()
+        self._flushed = 0
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
 
@@ -74,6 +77,19 @@ class Stream:
                 chunk = chunk[written:]
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.path)) from error
+        if self.position - self._flushed >= _FLUSH:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Start the disk on what was written; the `fsync` at the end then waits for less.
+
+        For dirty pages that is what `POSIX_FADV_DONTNEED` does (`mm/fadvise.c` of Linux);
+        only pages that are on the disk already leave the cache.
+        """
+        if hasattr(os, "posix_fadvise"):
+            count = self.position - self._flushed
+            os.posix_fadvise(self._file, self._flushed, count, os.POSIX_FADV_DONTNEED)
+        self._flushed = self.position
 
     def close(self, relative_to: Path) -> FileEntry:
         """Make the file durable and say what it is, by its path below `relative_to`."""

@@ -8,6 +8,7 @@ configs are made from instead, which takes microseconds.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from mlflow_ckpt import keras_internals
 from mlflow_ckpt.keras_internals import CHANGED_BY_FIT
 
 _PLAIN = frozenset({bool, int, float, str})
+_CONTAINERS = (list, tuple, dict, set, np.ndarray)
 # Items of a container that are compared one by one; longer ones hold data.
 _SHORT = 64
 
@@ -30,13 +32,50 @@ class Structure:
     """
 
     def __init__(self, owners: Sequence[Any]) -> None:
-        self._watched = _with_their_parts(owners)
-        self._kept: list[Any] = []
-        self._found = _attributes(self._watched, self._kept)
+        self._watched = [_Watched(one) for one in _with_their_parts(owners)]
 
     def stands(self) -> bool:
         """Whether nothing has changed since."""
-        return self._found == _attributes(self._watched)
+        return all(watched.stands() for watched in self._watched)
+
+
+class _Watched:
+    """The attributes of one object.
+
+    Of Keras's own classes every one counts: numbers and text by value, also in short
+    containers, anything else by identity. Other classes may count and collect in their
+    attributes, and their config is asked for each time; of them only what Keras's walk
+    would follow counts.
+
+    Nearly always nothing has changed, and every attribute is the very object it was: that
+    is tried first. What was looked at is kept, so that no ID comes to mean another object.
+    """
+
+    def __init__(self, one: Any) -> None:
+        self._attributes = vars(one)
+        self._stock = keras_internals.is_stock(type(one))
+        self._values = list(self._attributes.values())
+        self._containers = [v for v in self._values if isinstance(v, _CONTAINERS)]
+        self._inside = [_inside(v) for v in self._containers]
+        self._found = self._look()
+
+    def stands(self) -> bool:
+        if self._stock and self._untouched():
+            return True
+        return self._found == self._look()
+
+    def _untouched(self) -> bool:
+        values = self._attributes.values()
+        return (
+            len(values) == len(self._values)
+            and all(map(operator.is_, values, self._values))
+            and all(
+                _inside(c) == was for c, was in zip(self._containers, self._inside, strict=True)
+            )
+        )
+
+    def _look(self) -> list[Any]:
+        return _attributes(self._attributes) if self._stock else [_followed(self._attributes)]
 
 
 def _with_their_parts(owners: Sequence[Any]) -> list[Any]:
@@ -66,39 +105,20 @@ def _items(container: Any) -> Sequence[Any]:
     return list(container.values()) if isinstance(container, dict) else container
 
 
-def _attributes(watched: Sequence[Any], kept: list[Any] | None = None) -> list[Any]:
-    """What changes when a model changes in a way that its file shows.
-
-    Of Keras's own classes every attribute: numbers and text by value, also in short
-    containers, anything else by identity. It costs microseconds a layer, a config
-    milliseconds. Other classes may count and collect in their attributes, and their config
-    is asked for each time; of them only what Keras's walk would follow.
-
-    Args:
-        watched: Owners and their parts.
-        kept: Gets what was looked at by identity, so that no ID comes to mean another object.
-    """
+def _attributes(attributes: Mapping[str, Any]) -> list[Any]:
     found: list[Any] = []
-    for one in watched:
-        found.append(id(one))
-        attributes = vars(one)
-        if not keras_internals.is_stock(type(one)):
-            found.append(_followed(attributes))
+    for name, value in attributes.items():
+        if name in CHANGED_BY_FIT:
             continue
-        if kept is not None:
-            kept.append(list(attributes.values()))
-        for name, value in attributes.items():
-            kind: Any = type(value)
-            if name in CHANGED_BY_FIT:
-                continue
-            if kind in _PLAIN:
-                found.append(value)
-            elif isinstance(value, (list, tuple, dict, set, np.ndarray)):
-                found.append(_inside(value))
-            else:
-                # A tensor, such as a dropout mask, comes and goes with the step.
-                passing = value is None or keras_internals.is_tensor_type(kind)
-                found.append(None if passing else id(value))
+        kind: Any = type(value)
+        if kind in _PLAIN:
+            found.append(value)
+        elif isinstance(value, _CONTAINERS):
+            found.append(_inside(value))
+        else:
+            # A tensor, such as a dropout mask, comes and goes with the step.
+            passing = value is None or keras_internals.is_tensor_type(kind)
+            found.append(None if passing else id(value))
     return found
 
 
@@ -106,10 +126,11 @@ def _inside(value: Any) -> Any:
     """A container as itself and, if it is short, by what is in it."""
     if isinstance(value, np.ndarray):
         return (id(value), value.tobytes() if value.size <= _SHORT else None)
-    if not isinstance(value, (list, tuple, dict, set)):
+    if not isinstance(value, _CONTAINERS):
         return value if type(value) in _PLAIN else id(value)
-    inside = [_inside(v) for v in _items(value)] if len(value) <= _SHORT else None
-    return (id(value), len(value), inside)
+    count = len(value)
+    inside = [_inside(v) for v in _items(value)] if 0 < count <= _SHORT else None
+    return (id(value), count, inside)
 
 
 def _followed(value: Any) -> Any:

@@ -23,6 +23,7 @@ import keras
 
 from mlflow_ckpt import fingerprint, keras_internals
 from mlflow_ckpt.formats import serialized_or_none, unserializable
+from mlflow_ckpt.host_copy import host_array
 from mlflow_ckpt.keras_internals import CannotRecord
 from mlflow_ckpt.layout import Layout, record
 from mlflow_ckpt.structure import Structure
@@ -118,7 +119,7 @@ class Template:
             raise unserializable(self._model, error) from error
 
     def _read_rates(self) -> list[float]:
-        return [float(keras.ops.convert_to_numpy(rate)) for rate in self._rates]
+        return [float(host_array(rate)) for rate in self._rates]
 
     def fits(self) -> bool:
         """Whether the model still has the structure that was learnt."""

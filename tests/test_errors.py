@@ -22,6 +22,7 @@ ATTRIBUTES = {
     "MonitorMissing": {"monitor": "val_loss", "available": ("loss",)},
     "DigestMismatch": {"path": "data/x", "expected": "blake3:00", "found": "blake3:01"},
     "SaveFailed": {"reason": OSError(28, "No space left on device")},
+    "SnapshotTorn": {"reason": RuntimeError("written to")},
 }
 
 

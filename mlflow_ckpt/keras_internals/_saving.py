@@ -39,6 +39,7 @@ CHANGED_BY_FIT = frozenset(
         "train_function",
         "test_function",
         "predict_function",
+        "_tracked",  # names of dropout masks, once more with each trace
     }
 )
 
