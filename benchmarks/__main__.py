@@ -33,7 +33,7 @@ class Plan:
         repeats: Rounds of every figure but `thousand`, which has `long_repeats`, and `memory`,
             which has `fresh_repeats` if that is not `None`.
         apart_s: Seconds between dense checkpoints, for each MiB of state, and at least.
-        dense: Checkpoints of a dense fit, below and from 1 GiB.
+        dense: Checkpoints of a dense fit, the first included, below and from 1 GiB.
         sparse_s, sparse_epochs: Seconds between checkpoints, and checkpoints, of a sparse fit.
         counts: Checkpoints of the runs in which one is searched.
         many: Checkpoints of the longest fit.
@@ -42,7 +42,7 @@ class Plan:
     sizes: tuple[float, ...] = (112, 1062)
     repeats: int = 5
     apart_s: tuple[float, float] = (0.004, 1.0)
-    dense: tuple[int, int] = (10, 4)
+    dense: tuple[int, int] = (7, 3)
     sparse_s: float = 10.0
     sparse_epochs: int = 3
     counts: tuple[int, ...] = (10, 1_000, 10_000)
@@ -55,7 +55,7 @@ QUICK = Plan(
     sizes=(1,),
     repeats=2,
     apart_s=(0.0, 0.3),
-    dense=(5, 5),
+    dense=(3, 3),
     sparse_s=0.5,
     counts=(10, 30),
     many=30,

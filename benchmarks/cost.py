@@ -1,16 +1,21 @@
 """What checkpoints cost the whole `fit`, and how fast they become durable behind it.
 
-A round trains the same model in four ways, in rotating order: without a callback, with
-ours, with Keras's `ModelCheckpoint`, and with a callback that only writes the same number
-of bytes and fsyncs them. Everything counts: beginning the run, the first checkpoint's
-template, digests, fsync, the wait for the writer at the end.
+Machines drift by tens of per cent within a minute, so checkpoints are paired with their
+neighbours: within one fit every second epoch is saved, and the time from an epoch's end to
+the next one's is compared with the mean of the two neighbours that follow no checkpoint.
 
-    cost of a checkpoint  = median over rounds of (with - without) / checkpoints
+    epoch      0     1 save     2     3 save     4     5 save     6
+    time         |--------|=========|--------|=========|--------|=========|
+                  without    with     without   with ...
+
+    cost of a checkpoint  = median over all pairs of (with - mean of both neighbours without)
     background throughput = bytes / time, from the hook that captures to the moment the
                             tracking database calls the logged model READY; the first
                             checkpoint and the last, behind which no training goes on, apart
 
-Keras's own save neither digests nor fsyncs. Times are seconds.
+Variants take turns: ours, Keras's `ModelCheckpoint`, and a callback that only writes the
+same number of bytes and fsyncs them. The first checkpoint, with its template, is reported
+apart. Keras's own save neither digests nor fsyncs. Times are seconds.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ from __future__ import annotations
 import os
 import shutil
 import statistics
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,20 +33,21 @@ import keras
 import mlflow
 
 from benchmarks import limits, models, peers
-from benchmarks.peers import CONTROL, KERAS, OURS
+from benchmarks.peers import KERAS, OURS
 from benchmarks.process import say
 from benchmarks.results import LARGE_MIB, Bar, Figure, Sample, interval, rotated
-from benchmarks.stopwatch import Stopwatch
+from benchmarks.stopwatch import Stopwatch, only_at
+from mlflow_ckpt import Every
 
 PLAIN = "plain write and fsync of the same bytes"
-_VARIANTS = (CONTROL, OURS, KERAS, PLAIN)
+_VARIANTS = (OURS, KERAS, PLAIN)
 _KEPT = 3
 
 
 def measure(
     *, mib: float, repeats: int, checkpoints: int, apart_s: float, scratch: Path
 ) -> dict[str, Any]:
-    """Train each variant `repeats` times, with `checkpoints` epochs of about `apart_s` each."""
+    """Train each variant `repeats` times: `checkpoints` saves, epochs of about `apart_s`."""
     peers.use_store(scratch)
     model = models.mlp(mib)
     dataset = models.data(model, mib)
@@ -51,8 +58,8 @@ def measure(
         for variant in rotated(_VARIANTS, turn):
             say(f"round {turn + 1} of {repeats}: {variant}")
             # Round 0 warms everybody up and is thrown away; it need not be long.
-            epochs, length = (checkpoints, steps) if turn >= 0 else (2, 1)
-            row = _one(variant, model, dataset, plain, epochs, length, scratch)
+            saves, length = (checkpoints, steps) if turn >= 0 else (1, 1)
+            row = _one(variant, model, dataset, plain, 2 * saves + 1, length, scratch)
             fits.append({"turn": turn, "variant": variant, **row})
     kept = [row for row in fits if row["turn"] >= 0]
     return {
@@ -86,12 +93,16 @@ def _one(
     try:
         with _opened(variant, folder, plain) as callback:
             watch = Stopwatch(lambda c: c is callback or peers.is_ours(c))
-            hooks = [watch, callback] if callback else [watch]
-            seconds = models.fit(model, dataset, epochs=epochs, steps=steps, callbacks=hooks)
-            row: dict[str, Any] = {"seconds": seconds, "first_s": watch.hook_seconds(0)}
+            blocks = _Blocks()
+            if variant != OURS:
+                only_at(callback, range(1, epochs, 2))
+            models.fit(
+                model, dataset, epochs=epochs, steps=steps, callbacks=[blocks, watch, callback]
+            )
+            row: dict[str, Any] = {"blocks": blocks.seconds, "first_s": watch.hook_seconds(1)}
             if isinstance(callback, limits.PlainWriter):
-                row["behind_s"] = callback.seconds[1:-1]
-            if callback and variant == OURS:
+                row["behind_s"] = callback.seconds[1:]
+            if variant == OURS:
                 row["behind_s"] = _behind(watch, epochs)
                 row["stats"] = peers.statistics_of(callback)
         return row
@@ -101,16 +112,35 @@ def _one(
         os.sync()
 
 
+class _Blocks(keras.callbacks.Callback):
+    """Stands first in the list and times from one epoch's end to the next one's.
+
+    Attributes:
+        seconds: Entry i is the time after the end of epoch i, its hooks included.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: list[float] = []
+        self._ended: float | None = None
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        now = time.perf_counter()
+        if self._ended is not None:
+            self.seconds.append(now - self._ended)
+        self._ended = now
+
+
 @contextmanager
-def _opened(variant: str, folder: Path, plain: Any) -> Iterator[keras.callbacks.Callback | None]:
+def _opened(variant: str, folder: Path, plain: Any) -> Iterator[keras.callbacks.Callback]:
     if variant == OURS:
-        with peers.ours(folder, last=_KEPT) as callback:
+        with peers.ours(folder, last=_KEPT, save_freq=Every(epochs=2)) as callback:
             yield callback
     elif variant == KERAS:
         with peers.keras_model(folder) as callback:
             yield callback
     else:
-        yield limits.PlainWriter(folder, plain) if variant == PLAIN else None
+        yield limits.PlainWriter(folder, plain)
 
 
 def _behind(watch: Stopwatch, epochs: int) -> list[float]:
@@ -122,7 +152,7 @@ def _behind(watch: Stopwatch, epochs: int) -> list[float]:
         [run.info.experiment_id], filter_string=f"source_run_id = '{run.info.run_id}'"
     )
     ready = {int(m.tags["ckpt.epoch"]): m.last_updated_timestamp / 1e3 for m in models_of_run}
-    return [ready[epoch] - began[epoch] for epoch in sorted(ready) if 1 < epoch < epochs]
+    return [ready[epoch] - began[epoch] for epoch in sorted(ready) if 2 < epoch < epochs]
 
 
 def figures(raw: Mapping[str, Any]) -> list[Figure]:
@@ -130,36 +160,34 @@ def figures(raw: Mapping[str, Any]) -> list[Figure]:
     return [_cost(raw), _throughput(raw)]
 
 
-def paired(rows: Sequence[Mapping[str, Any]], variant: str, control: str = CONTROL) -> list[float]:
-    """Seconds of `variant` minus those of `control`, of the same round."""
-    seconds = {(row["variant"], row["turn"]): row["seconds"] for row in rows}
-    return [
-        seconds[name, turn] - seconds[control, turn]
-        for name, turn in sorted(seconds, key=lambda key: key[1])
-        if name == variant
-    ]
+def differences(blocks: Sequence[float]) -> list[float]:
+    """Each block after a save, the first apart, minus the mean of its neighbours.
+
+    Args:
+        blocks: Seconds after the end of epoch 0, 1, ...; odd epochs are saved.
+    """
+    return [blocks[i] - (blocks[i - 1] + blocks[i + 1]) / 2 for i in range(3, len(blocks) - 1, 2)]
 
 
 def _cost(raw: Mapping[str, Any]) -> Figure:
-    rows, count = raw["rows"], raw["checkpoints"]
+    rows = raw["rows"]
     costs = {
-        name: tuple(1e3 * seconds / count for seconds in paired(rows, name))
-        for name in (OURS, KERAS, PLAIN)
+        name: tuple(
+            1e3 * seconds
+            for row in rows
+            if row["variant"] == name
+            for seconds in differences(row["blocks"])
+        )
+        for name in _VARIANTS
     }
-    first = [row["first_s"] for row in rows if row["variant"] == OURS]
-    later = tuple(
-        (cost * count - 1e3 * one) / max(1, count - 1)
-        for cost, one in zip(costs[OURS], first, strict=True)
-    )
+    first = [1e3 * row["first_s"] for row in rows if row["variant"] == OURS]
     samples = {
         OURS: Sample(role="ours", unit="ms", values=costs[OURS]),
-        f"{OURS}, the first's hook apart": Sample(role="ours", unit="ms", values=later),
         KERAS: Sample(role="peer", unit="ms", values=costs[KERAS]),
         PLAIN: Sample(role="limit", unit="ms", values=costs[PLAIN]),
     }
-    base = [row["seconds"] for row in rows if row["variant"] == CONTROL]
-    low, high = interval(costs[OURS])
-    keras_low, keras_high = interval(costs[KERAS])
+    without = [s for row in rows for s in row["blocks"][2::2]]
+    spans = {name: interval(costs[name]) for name in _VARIANTS}
     return Figure(
         key="cost",
         title="Cost of a checkpoint to the whole fit",
@@ -174,10 +202,12 @@ def _cost(raw: Mapping[str, Any]) -> Figure:
             )
         ],
         notes=[
-            f"95 % interval of the median: ours {low:.0f} to {high:.0f} ms, "
-            f"Keras {keras_low:.0f} to {keras_high:.0f} ms.",
-            f"{count} checkpoints a fit; a fit without takes {statistics.median(base):.1f} s "
-            f"({min(base):.1f} to {max(base):.1f}).",
+            "95 % interval of the median: "
+            + ", ".join(f"{name} {low:.0f} to {high:.0f} ms" for name, (low, high) in spans.items())
+            + ".",
+            f"{raw['steps']} steps an epoch, which takes {statistics.median(without):.2f} s "
+            "without a checkpoint.",
+            f"The first checkpoint's hook, with the template: {statistics.median(first):.0f} ms.",
         ],
     )
 

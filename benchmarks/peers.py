@@ -91,10 +91,13 @@ def statistics_of(callback: keras.callbacks.Callback) -> dict[str, Any]:
 
 
 @contextmanager
-def ours(folder: Path, *, last: int = 1) -> Iterator[keras.callbacks.Callback]:
+def ours(
+    folder: Path, *, last: int = 1, save_freq: Any = "epoch"
+) -> Iterator[keras.callbacks.Callback]:
     """`MlflowCheckpoint` in a new run of the current store. No monitor: nothing is ranked."""
     with mlflow.start_run():
-        yield MlflowCheckpoint(monitor=None, keep=Keep(last=last, best=None))
+        keep = Keep(last=last, best=None)
+        yield MlflowCheckpoint(monitor=None, keep=keep, save_freq=save_freq)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ class SaveRequest:
         curve: What the run's curves get of this epoch, finite or not, with or without
             the checkpoint.
         metrics: All metrics of the epoch by Keras's names, finite or not.
+        must: Whether no later checkpoint can make up for it.
         captured: When the snapshot was taken, by `perf_counter`.
     """
 
@@ -38,6 +39,7 @@ class SaveRequest:
     rows: Sequence[MetricRow]
     curve: Sequence[MetricRow] = ()
     metrics: Mapping[str, float]
+    must: bool = True
     captured: float = field(default_factory=perf_counter)
 
 

@@ -11,11 +11,12 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import keras
 
-from mlflow_ckpt import callback_state, training_state
+from mlflow_ckpt import callback_state, fingerprint, keras_internals, training_state
 from mlflow_ckpt.curves import Curves
 from mlflow_ckpt.drain import drain
 from mlflow_ckpt.errors import CheckpointError, ConfigError
@@ -27,6 +28,7 @@ from mlflow_ckpt.say import say
 from mlflow_ckpt.snapshot import Capturer
 from mlflow_ckpt.state_mark import StateMark
 from mlflow_ckpt.stats import Meter
+from mlflow_ckpt.store import prepare_card
 from mlflow_ckpt.writer import Writer
 
 WhenBusy = Literal["wait", "skip"]
@@ -114,6 +116,11 @@ class Saver:
         self._told = False
         self.saved_at = time.monotonic()
 
+    def prepare(self) -> None:
+        """Make what all checkpoints have in common, so that the first one need not wait for it."""
+        if not self._policy.weights_only and keras_internals.has_variables(self._model):
+            self._writer.call(partial(prepare_card, fingerprint.io_spec(self._model)))
+
     def log_epoch(self, counts: Counts, metrics: Mapping[str, float]) -> None:
         """Draw an epoch that gets no checkpoint."""
         self._writer.log(self._drawn(self._curves.epoch_rows(metrics, counts.epoch)))
@@ -144,7 +151,7 @@ class Saver:
             return False
         finite = [row for row in rows.values() if math.isfinite(row.value)]
         self._newest = self._submit(
-            kind, series, counts, metrics, finite, curve=self._drawn(rows), state=True
+            kind, series, counts, metrics, finite, curve=self._drawn(rows), state=True, must=must
         )
         self.saved_at = time.monotonic()
         return True
@@ -168,7 +175,7 @@ class Saver:
         Raises:
             SaveFailed: If it was not committed.
         """
-        pending = self._submit("final", series, counts, {}, [])
+        pending = self._submit("final", series, counts, {}, [], must=True)
         self.drain()
         return pending.wait()
 
@@ -216,6 +223,7 @@ class Saver:
         *,
         curve: list[MetricRow] | None = None,
         state: bool = False,
+        must: bool = False,
     ) -> PendingSave:
         step_row = self._curves.step_row(counts.step)
         captured = time.perf_counter()
@@ -236,6 +244,7 @@ class Saver:
                 rows=[*rows, *([step_row] if step_row else [])],
                 curve=curve or [],
                 metrics=metrics,
+                must=must,
                 captured=captured,
             )
         )

@@ -201,6 +201,8 @@ class Session:
     def epoch_begin(self) -> None:
         """Undo the override of `initial_epoch` as soon as it has served."""
         self.release()
+        if not self._trained:
+            self._saver.prepare()
         self._trained = True
         self._counts.epoch_began_at = self._counts.step
         self._batches = 0

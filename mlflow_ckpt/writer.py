@@ -21,7 +21,7 @@ from functools import partial
 from time import perf_counter
 
 from mlflow_ckpt import training_state
-from mlflow_ckpt.errors import CheckpointError, StoreError
+from mlflow_ckpt.errors import CheckpointError, SnapshotTorn, StoreError
 from mlflow_ckpt.manifest import Manifest
 from mlflow_ckpt.pending import Activity, PendingSave, SaveRequest
 from mlflow_ckpt.policy import Keep
@@ -162,7 +162,11 @@ class Writer:
             self._meter.failed()
             job.request.snapshot.release()
             self.log(job.request.curve)
-            self._keep_failure(job.pending, error)
+            if isinstance(error, SnapshotTorn) and not job.request.must:
+                # The next one is copied: training need not end for this one.
+                say(str(error))
+            else:
+                self._keep_failure(job.pending, error)
             self.activity = Activity()
             job.outcome.set_exception(error)
 

@@ -93,25 +93,22 @@ def test_an_interval_holds_the_median() -> None:
     assert interval([1, 2, 3, 4, 100]) == (low, high)
 
 
-def test_costs_are_paired_by_round() -> None:
-    rows = [
-        {"turn": turn, "variant": variant, "seconds": seconds}
-        for turn, pair in enumerate([(10.0, 11.0), (20.0, 20.5)])
-        for variant, seconds in zip((CONTROL, OURS), pair, strict=True)
-    ]
-    assert cost.paired(rows[::-1], OURS) == [1.0, 0.5]
+def test_a_checkpoint_is_paired_with_its_neighbours_and_the_first_left_out() -> None:
+    drifting = [10.0, 99.0, 12.0, 13.4, 14.0, 15.4, 16.0]
+    assert cost.differences(drifting) == pytest.approx([0.4, 0.4])
+    assert cost.differences(drifting[:3]) == []
 
 
 def dense_rows() -> list[dict[str, Any]]:
-    """Two rounds: ours takes 0.4 s more than the control, Keras 2 s, the plain write 0.2 s."""
+    """Two rounds: a checkpoint of ours costs 0.1 s, Keras's 0.5 s, the plain write 0.05 s."""
     behind = {OURS: [0.5], cost.PLAIN: [0.25]}
-    more = {CONTROL: 0.0, OURS: 0.4, KERAS: 2.0, cost.PLAIN: 0.2}
+    more = {OURS: 0.1, KERAS: 0.5, cost.PLAIN: 0.05}
     return [
         {
             "turn": turn,
             "variant": name,
-            "seconds": 10 + turn + seconds,
-            "first_s": 0.1,
+            "blocks": [1.0, 9.0, 1.0, 1.0 + seconds, 1.0, 1.0 + seconds, 1.0],
+            "first_s": 0.2,
             "behind_s": behind.get(name, []),
         }
         for turn in range(2)
@@ -120,10 +117,10 @@ def dense_rows() -> list[dict[str, Any]]:
 
 
 def test_cost_and_throughput_come_out_of_the_rounds() -> None:
-    raw = {"mib": 100, "rows": dense_rows(), "checkpoints": 4, "steps": 5, "bytes": 100 * 2**20}
+    raw = {"mib": 100, "rows": dense_rows(), "checkpoints": 3, "steps": 5, "bytes": 100 * 2**20}
     whole, behind = cost.figures(raw)
-    assert whole.samples[OURS].values == pytest.approx((100, 100))
-    assert whole.samples[f"{OURS}, the first's hook apart"].median == pytest.approx(100)
+    assert whole.samples[OURS].values == pytest.approx((100,) * 4)
+    assert "The first checkpoint's hook, with the template: 200 ms." in whole.notes
     assert whole.bars[0].ratio == pytest.approx(0.2)
     assert (whole.bars[0].limit, whole.bars[0].verdict) == (0.3, "met")
     assert behind.samples[OURS].median == pytest.approx(200)

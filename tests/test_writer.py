@@ -21,10 +21,11 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 import mlflow_ckpt as ckpt
-from mlflow_ckpt import Every, MlflowCheckpoint, PendingSave, drain, snapshot
+from mlflow_ckpt import Every, MlflowCheckpoint, PendingSave, captured, drain, snapshot
+from mlflow_ckpt.captured import Captured
 from mlflow_ckpt.errors import SaveFailed, StoreError
 from mlflow_ckpt.pending import SaveRequest
-from mlflow_ckpt.record import MetricRow, Position, Series
+from mlflow_ckpt.record import MetricRow, Position, Run, Series
 from mlflow_ckpt.store import Store, _draft
 from mlflow_ckpt.worker import Worker, settle
 from mlflow_ckpt.writer import Writer
@@ -488,3 +489,31 @@ def test_so_does_one_whose_server_is_remote(empty_database: Path, tmp_path: Path
         assert result.returncode == 1
         assert result.stderr.rstrip().endswith("RuntimeError: right after a save")
         assert ckpt.resolve(run.info.run_id).step == 1
+
+
+def test_a_void_snapshot_costs_one_checkpoint_and_not_the_training(
+    run: mlflow.ActiveRun,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(captured, "_torn", [])
+    take, taken = Captured._take_samples, []
+
+    def wrong_at_first(self: Captured) -> dict[int, bytes]:
+        taken.append(self)
+        samples = take(self)
+        return dict.fromkeys(samples, b"?") if len(taken) == 1 else samples
+
+    monkeypatch.setattr(Captured, "_take_samples", wrong_at_first)
+    model = mlp()
+    callback = MlflowCheckpoint(keep=None)
+    fit(model, callback, epochs=3)
+    assert [c.epoch for c in Store().checkpoints(*run_and_series(run))] == [2, 3]
+    assert [step for step, _ in history(run.info.run_id)["loss"]] == [1, 2, 3]
+    assert (callback.stats().strategy, callback.stats().failed) == ("host-copy", 1)
+    assert "This checkpoint is void" in capsys.readouterr().out
+
+
+def run_and_series(run: mlflow.ActiveRun) -> tuple[Run, Series]:
+    found = Store().run(run.info.run_id)
+    return found, found.series["ckpt"]

@@ -9,10 +9,10 @@
 No other module imports `mlflow`; a lint rule and a test keep it so.
 """
 
-from mlflow_ckpt.store._card import write_card
+from mlflow_ckpt.store._card import prepare_card, write_card
 from mlflow_ckpt.store._commit import Commit
 from mlflow_ckpt.store._connection import now_ms, use_tracking_uri
 from mlflow_ckpt.store._draft import Draft
 from mlflow_ckpt.store._store import Store
 
-__all__ = ["Commit", "Draft", "Store", "now_ms", "use_tracking_uri", "write_card"]
+__all__ = ["Commit", "Draft", "Store", "now_ms", "prepare_card", "use_tracking_uri", "write_card"]

@@ -43,12 +43,20 @@ def write_card(directory: Path, spec: Mapping[str, Any] | None) -> None:
         spec: `inputs` and `outputs`, each a list of `[name or None, dtype, shape]` whose
             first dimension is -1; `None` where the model does not know them.
     """
-    with _RENDERING:
-        files = _render(json.dumps(spec, sort_keys=True))
-    for path, data in files:
+    for path, data in prepare_card(spec):
         target = directory / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(data)
+
+
+def prepare_card(spec: Mapping[str, Any] | None) -> tuple[tuple[str, bytes], ...]:
+    """Make the files that `write_card` writes. The first time in a process takes seconds.
+
+    Returns:
+        Path and content of each.
+    """
+    with _RENDERING:
+        return _render(json.dumps(spec, sort_keys=True))
 
 
 class _NoWeights:
