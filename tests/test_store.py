@@ -93,6 +93,33 @@ def test_a_refused_request_fails_the_save_and_marks_the_model(
         assert "could not be marked FAILED" in caught.value.__notes__[0]
 
 
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_commit_whose_answer_is_lost_never_resolves_to_missing_files(
+    comes_back: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tag, lost = Connection.tag_model, []
+
+    def answer_lost(self: Connection, model_id: str, tags: dict[str, str]) -> None:
+        if not lost or comes_back:
+            tag(self, model_id, tags)
+        if not lost or not comes_back:
+            lost.append(model_id)
+            raise MlflowException("connection reset")
+
+    model = mlp()
+    with mlflow.start_run() as run:
+        first = ckpt.save(model, step=1)
+        with monkeypatch.context() as patch:
+            patch.setattr(Connection, "tag_model", answer_lost)
+            with pytest.raises(SaveFailed, match="connection reset"):
+                ckpt.save(model, step=2)
+        newest = ckpt.resolve(run.info.run_id)
+    assert (newest == first) is comes_back
+    ckpt.load_weights(model, run.info.run_id, "latest")
+    files = Path(mlflow.MlflowClient().get_logged_model(lost[0]).artifact_location[7:])
+    assert files.exists() is not comes_back
+
+
 def test_the_commit_tag_comes_last(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     for step, owner in STEPS.items():

@@ -78,18 +78,21 @@ def commit(connection: Connection, draft: Draft, request: Commit) -> Checkpoint:
     Raises:
         SaveFailed: If any part of it fails; the draft is then abandoned.
     """
+    sealed = False
     try:
-        return _commit(connection, draft, request)
+        data = request.manifest.to_bytes()
+        _fill(connection, draft, request, data)
+        sealed = True
+        return _seal(connection, draft, request, digest_bytes(data))
     except Exception as error:
-        raise draft.abandon(connection, error) from error
+        raise draft.abandon(connection, error, sealed=sealed) from error
     finally:
         draft.close()
 
 
-def _commit(connection: Connection, draft: Draft, request: Commit) -> Checkpoint:
+def _fill(connection: Connection, draft: Draft, request: Commit, data: bytes) -> None:
+    """All but the last request; `data` is the manifest."""
     run_id, model = draft.run.run_id, draft.model
-    data = request.manifest.to_bytes()
-    digest = digest_bytes(data)
     draft.publish([entry.path for entry in request.manifest.files], synced=request.synced)
     (draft.directory / FILENAME).write_bytes(data)
     draft.publish([FILENAME])
@@ -102,6 +105,12 @@ def _commit(connection: Connection, draft: Draft, request: Commit) -> Checkpoint
             run_id, [LoggedModelOutput(model.model_id, draft.position.epoch)]
         )
         connection.client.finalize_logged_model(model.model_id, "READY")
+
+
+def _seal(connection: Connection, draft: Draft, request: Commit, digest: str) -> Checkpoint:
+    """The last request, which commits."""
+    run_id, model = draft.run.run_id, draft.model
+    with translated("commit a checkpoint"):
         connection.tag_model(
             model.model_id,
             {

@@ -24,7 +24,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from mlflow_ckpt.errors import SaveFailed
-from mlflow_ckpt.record import MODEL_TYPE, Position, Run
+from mlflow_ckpt.record import COMPLETE_TAG, MODEL_TYPE, Position, Run
 from mlflow_ckpt.store._connection import Connection, translated
 
 _PREFIX = "mlflow-ckpt-"
@@ -77,18 +77,34 @@ class Draft:
         if not self.in_place:
             shutil.rmtree(self.directory, ignore_errors=True)
 
-    def abandon(self, connection: Connection, error: Exception) -> SaveFailed:
+    def abandon(
+        self, connection: Connection, error: Exception, *, sealed: bool = False
+    ) -> SaveFailed:
         """Mark the LoggedModel FAILED and give its disk space back.
+
+        Args:
+            sealed: Whether the request that commits was sent. It may have been carried out
+                although its answer was lost, so it is taken back first; where that fails too
+                the files stay, because a reader may see the checkpoint.
 
         Returns:
             What to raise from `error`.
         """
-        if self.in_place:
+        failure = failed(self.run, self.position, error, folder=self.directory)
+        gone = not sealed or self._withdraw(connection, failure)
+        if self.in_place and gone:
             shutil.rmtree(self.directory, ignore_errors=True)
         self.close()
-        failure = failed(self.run, self.position, error, folder=self.directory)
         _mark_failed(connection, self.model, failure)
         return failure
+
+    def _withdraw(self, connection: Connection, failure: SaveFailed) -> bool:
+        try:
+            connection.tag_model(self.model.model_id, {COMPLETE_TAG: "failed"})
+        except MlflowException as error:
+            failure.add_note(f"It may have been committed all the same: {error}")
+            return False
+        return True
 
 
 def open_draft(connection: Connection, run: Run, position: Position) -> Draft:
