@@ -31,8 +31,12 @@ def _show(writer: Writer) -> None:
         DownloadColumn(),
         TransferSpeedColumn(),
     )
-    with Progress(*columns, transient=True) as bar:
+    with Progress(*columns, transient=True, auto_refresh=False) as bar:
         task = bar.add_task("finishing", total=None)
-        while not writer.join(_TICK):
+        while True:
             now = writer.activity
-            bar.update(task, description=now.text, completed=now.done, total=now.total)
+            bar.update(
+                task, description=now.text, completed=now.done, total=now.total, refresh=True
+            )
+            if writer.join(_TICK):
+                return

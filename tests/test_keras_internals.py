@@ -209,7 +209,7 @@ def test_keras_loader_has_every_part_that_the_mapped_read_leans_on() -> None:
 
 
 def test_keras_variables_take_over_a_buffer_and_an_update_leaves_it_alone() -> None:
-    array, tensor = _deferred.owned((64, 64), np.dtype("float32"))
+    array, tensor = _deferred.owned((64, 64), np.dtype("float32"), filled=True)
     array[:] = 1
     variable = keras.Variable(np.zeros((64, 64), np.float32))
     variable.assign(tensor)

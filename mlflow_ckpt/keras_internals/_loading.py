@@ -61,7 +61,7 @@ class _View(np.ndarray[Any, Any]):
         plain = self.view(np.ndarray)
         takes = tensorflow.executing_eagerly() and plain.nbytes >= LARGE
         if takes and (dtype is None or dtype == tensorflow.as_dtype(plain.dtype)):
-            array, tensor = owned(plain.shape, plain.dtype)
+            array, tensor = owned(plain.shape, plain.dtype, filled=True)
             np.copyto(array, plain)
             return tensor
         return tensorflow.convert_to_tensor(plain, dtype=dtype, name=name)
