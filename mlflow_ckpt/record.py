@@ -19,6 +19,8 @@ from mlflow_ckpt.selector import Mode
 MODEL_TYPE = "keras-checkpoint"
 STEP_METRIC = "ckpt_step"
 SERIES_TAG_PREFIX = "ckpt.series."
+SERIES_TAG = "ckpt.series"
+KIND_TAG = "ckpt.kind"
 COMPLETE_TAG = "ckpt.complete"
 DIGEST_TAG = "ckpt.manifest_digest"
 PINNED_TAG = "ckpt.pinned"
@@ -56,8 +58,8 @@ class Position:
     def tags(self) -> dict[str, str]:
         """The tags a LoggedModel gets when it is created, before any byte is uploaded."""
         return {
-            "ckpt.series": self.series,
-            "ckpt.kind": self.kind,
+            SERIES_TAG: self.series,
+            KIND_TAG: self.kind,
             "ckpt.epoch": str(self.epoch),
             "ckpt.step": str(self.step),
             "ckpt.fit": str(self.fit),
@@ -71,8 +73,8 @@ class Position:
             KeyError, ValueError: If the tags are not those of a checkpoint.
         """
         return cls(
-            series=tags["ckpt.series"],
-            kind=cast(Kind, tags["ckpt.kind"]),
+            series=tags[SERIES_TAG],
+            kind=cast(Kind, tags[KIND_TAG]),
             epoch=int(tags["ckpt.epoch"]),
             step=int(tags["ckpt.step"]),
             fit=int(tags.get("ckpt.fit", "0")),

@@ -101,25 +101,25 @@ class Store:
     # --- checkpoints ----------------------------------------------------------
 
     def latest(self, run: Run, series: Series) -> Checkpoint | None:
-        return _query.newest(self._client, run, series, _query.kinds(*_query.ANY_KIND))
+        return _query.newest(self._client, run, series, _query.ANY_KIND)
 
     def resume_point(self, run: Run, series: Series) -> Checkpoint | None:
         """The newest checkpoint that a `fit` wrote."""
-        return _query.newest(self._client, run, series, _query.kinds("epoch", "batch"))
+        return _query.newest(self._client, run, series, ("epoch", "batch"))
 
     def final(self, run: Run, series: Series) -> Checkpoint | None:
-        return _query.newest(self._client, run, series, _query.FINAL)
+        return _query.newest_where(self._client, run, series, _query.FINAL)
 
     def best(self, run: Run, series: Series, metric: str, mode: Mode) -> Checkpoint | None:
         return _query.best(self._client, run, series, metric, mode)
 
     def at_step(self, run: Run, series: Series, step: int) -> Checkpoint | None:
-        clauses = (_query.tag("ckpt.step", str(step)), _query.kinds(*_query.ANY_KIND))
-        return _query.newest(self._client, run, series, *clauses)
+        clauses = (_query.tag("ckpt.step", str(step)), _query.any_of(_query.ANY_KIND))
+        return _query.newest_where(self._client, run, series, *clauses)
 
     def at_epoch(self, run: Run, series: Series, epoch: int) -> Checkpoint | None:
-        clauses = (_query.tag("ckpt.epoch", str(epoch)), _query.kinds("epoch", "manual"))
-        return _query.newest(self._client, run, series, *clauses)
+        clauses = (_query.tag("ckpt.epoch", str(epoch)), _query.any_of(("epoch", "manual")))
+        return _query.newest_where(self._client, run, series, *clauses)
 
     def checkpoints(self, run: Run, series: Series) -> list[Checkpoint]:
         """All committed ones, oldest first, the end state included."""
