@@ -2,7 +2,8 @@
 
 A real `fit` leaves a few checkpoints in a database; the others are copies of the last
 one's rows in every table that mentions it, with an ID, a name, an epoch, a step and a
-metric of their own. So they are shaped as this version commits them, whatever that is;
+metric of their own. So they are shaped as this version commits them, whatever that is, and
+linked to the run as if there was one a second (see `mlflow_ckpt/links.py`).
 `list_checkpoints` must see them all before anything is timed. Each count has a database,
 and a server, of its own. Times are milliseconds.
 """
@@ -27,6 +28,7 @@ from benchmarks import models, peers, servers
 from benchmarks.peers import OURS
 from benchmarks.process import say
 from benchmarks.results import Bar, Figure, Sample, ms, rotated
+from mlflow_ckpt import links
 
 _REAL = 3
 _METRIC = "loss"
@@ -101,6 +103,7 @@ def seed(uri: str, newest: ckpt.Checkpoint, count: int) -> None:
             rows = [
                 _copy(table.name, row, newest, number, count)
                 for number in range(1, count + 1)
+                if table.name != "inputs" or _is_linked(number)
                 for row in originals
             ]
             if rows and table.name == "latest_metrics":
@@ -108,6 +111,11 @@ def seed(uri: str, newest: ckpt.Checkpoint, count: int) -> None:
             elif rows:
                 connection.execute(sa.insert(table), rows)
     engine.dispose()
+
+
+def _is_linked(number: int) -> bool:
+    """Whether the run's page lists it, where there is a checkpoint a second."""
+    return number <= links.ALWAYS or number % round(links.APART_S) == 0
 
 
 def _rows_of(

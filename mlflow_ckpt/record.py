@@ -189,7 +189,10 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What this package needs to know of an MLflow run."""
+    """What this package needs to know of an MLflow run.
+
+    `links` counts the models that are linked to it as outputs, deleted ones too.
+    """
 
     run_id: str
     experiment_id: str
@@ -198,6 +201,7 @@ class Run:
     tags: Mapping[str, str] = field(default_factory=dict)
     params: Mapping[str, str] = field(default_factory=dict)
     metric_names: frozenset[str] = frozenset()
+    links: int = 0
 
     @property
     def series(self) -> dict[str, Series]:

@@ -22,16 +22,19 @@ class Retention:
         self._keep = keep
         self._known: dict[str, Checkpoint] | None = None
 
-    def apply(self, newest: Checkpoint, series: Series) -> None:
+    def apply(self, newest: Checkpoint, series: Series) -> list[Checkpoint]:
         """Delete what has to go now that `newest` is committed.
 
         End states are no concern of `Keep`.
+
+        Returns:
+            What was deleted.
 
         Raises:
             StoreError: If the server refuses.
         """
         if self._keep is None or newest.kind == "final":
-            return
+            return []
         checked: set[str] = set()
         if self._known is None:
             history = self._store.checkpoints(self._run, series)
@@ -46,9 +49,11 @@ class Retention:
                     del self._known[old.model_id]
                 else:
                     self._known[old.model_id] = now
-        for old in self._going(series):
+        gone = self._going(series)
+        for old in gone:
             self._store.delete([old])
             del self._known[old.model_id]
+        return gone
 
     def _going(self, series: Series) -> list[Checkpoint]:
         """What the policy lets go, by what is known."""

@@ -188,6 +188,11 @@ class Saver:
         self._meter.drain_s += drain(self._writer)
         self._writer.raise_failures()
 
+    def link_rest(self) -> None:
+        """Let the run's page list the checkpoints that it left out so far."""
+        self._writer.link_rest()
+        self.drain()
+
     def release(self) -> None:
         """Let go of what `remember` holds. Safe to call twice."""
         if self._mark is not None:

@@ -20,16 +20,17 @@ from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
 
-from mlflow_ckpt import training_state
+from mlflow_ckpt.contents import commit_request, write_files
 from mlflow_ckpt.errors import CheckpointError, SnapshotTorn, StoreError
+from mlflow_ckpt.links import Links
 from mlflow_ckpt.manifest import Manifest
 from mlflow_ckpt.pending import Activity, PendingSave, SaveRequest
 from mlflow_ckpt.policy import Keep
-from mlflow_ckpt.record import Checkpoint, MetricRow, Run
+from mlflow_ckpt.record import Checkpoint, MetricRow, Run, Series
 from mlflow_ckpt.retention import Retention
 from mlflow_ckpt.say import say
 from mlflow_ckpt.stats import Meter
-from mlflow_ckpt.store import Commit, Draft, Store, write_card
+from mlflow_ckpt.store import Draft, Store
 from mlflow_ckpt.worker import Worker
 
 _logger = logging.getLogger("mlflow_ckpt")
@@ -58,6 +59,7 @@ class Writer:
         self._store = store
         self._run = run
         self._retention = Retention(store, run, keep)
+        self._links = Links(run.links)
         self._meter = meter or Meter()
         self._committed = committed
         self._worker = Worker((store.uri, run.run_id))
@@ -115,6 +117,11 @@ class Writer:
             self._waiting = None
             self._worker.put(lambda: self._try(action))
 
+    def link_rest(self) -> None:
+        """Let the run's page list what it left out and still exists. Call it after `join`."""
+        if rest := self._links.take_rest():
+            self.call(lambda: self._store.link(self._run, rest))
+
     # --- the outcome ----------------------------------------------------------
 
     def join(self, timeout: float | None = None) -> bool:
@@ -150,7 +157,10 @@ class Writer:
             checkpoint = job.outcome.result()
             if self._committed is not None:
                 self._try(partial(self._committed, checkpoint))
-            self._try(partial(self._retention.apply, checkpoint, job.request.series))
+            self._try(partial(self._keep, checkpoint, job.request.series))
+
+    def _keep(self, newest: Checkpoint, series: Series) -> None:
+        self._links.deleted(self._retention.apply(newest, series))
 
     def _attempt(self, job: _Save, part: Callable[[_Save], None]) -> None:
         """Do one part of a save. Nothing may escape: nobody stands above this thread."""
@@ -175,7 +185,7 @@ class Writer:
         draft = self._store.draft(self._run, request.position)
         try:
             self.activity = Activity(f"writing {request.position.name}")
-            manifest, synced = _write_files(request, draft, self._progress(request))
+            manifest, synced = write_files(request, draft, self._progress(request))
         except Exception as error:
             failure = self._store.abandon(draft, error)
             if failure is error:
@@ -193,7 +203,9 @@ class Writer:
         name, size = job.request.position.name, manifest.total_bytes
         text = f"committing {name}" if draft.in_place else f"uploading {name}"
         self.activity = Activity(text, size, size)
-        checkpoint = self._store.commit(draft, _commit_request(job.request, manifest, synced))
+        request = commit_request(job.request, manifest, synced, link=self._links.due)
+        checkpoint = self._store.commit(draft, request)
+        self._links.committed(checkpoint, linked=request.link)
         lag_s = perf_counter() - job.request.captured
         self._meter.committed(lag_s=lag_s, write_s=job.write_s, size=checkpoint.bytes)
         self.activity = Activity()
@@ -245,51 +257,3 @@ class _Save:
     outcome: Future[Checkpoint]
     files: tuple[Draft, Manifest, Sequence[str]] | None = None
     write_s: float = 0.0
-
-
-def _write_files(
-    request: SaveRequest, draft: Draft, progress: Callable[[int], None]
-) -> tuple[Manifest, Sequence[str]]:
-    """Write every file but the manifest; returns it, and the paths that are on the disk."""
-    snapshot, position = request.snapshot, request.position
-    known = snapshot.write(draft.directory, progress)
-    if not snapshot.weights_only:
-        write_card(draft.directory, snapshot.spec)
-    if request.state is not None:
-        training_state.write(draft.directory / training_state.PATH, request.state)
-    manifest = Manifest.build(
-        draft.directory,
-        checkpoint={
-            "series": position.series,
-            "kind": position.kind,
-            "epoch": position.epoch,
-            "step": position.step,
-            "fit": position.fit,
-            "metrics": {key: _json_number(v) for key, v in request.metrics.items()},
-            "monitor": request.series.monitor,
-            "mode": request.series.mode,
-        },
-        model=snapshot.fingerprint,
-        versions=Store.versions(),
-        known=known,
-    )
-    return manifest, [entry.path for entry in known]
-
-
-def _json_number(value: float) -> float | str:
-    """JSON has no NaN and no infinity: they stand there as text, such as "nan"."""
-    return value if value - value == 0 else str(value)
-
-
-def _commit_request(request: SaveRequest, manifest: Manifest, synced: Sequence[str]) -> Commit:
-    with_it = {(row.key, row.step) for row in request.rows}
-    return Commit(
-        manifest=manifest,
-        synced=synced,
-        metrics=request.rows,
-        beside=[row for row in request.curve if (row.key, row.step) not in with_it],
-        values={key: v for key, v in request.metrics.items() if v - v == 0},
-        weights_only=request.snapshot.weights_only,
-        capture=request.snapshot.strategy,
-        final=request.position.kind == "final",
-    )

@@ -97,14 +97,14 @@ class Gate:
         self._open = threading.Event()
         self._open.set()
         self.reached = threading.Event()
-        real = writer._write_files
+        real = writer.write_files
 
         def held(*args: Any) -> Any:
             self.reached.set()
             assert self._open.wait(60), "nobody opened the gate"
             return real(*args)
 
-        monkeypatch.setattr(writer, "_write_files", held)
+        monkeypatch.setattr(writer, "write_files", held)
 
     def close(self) -> None:
         self.reached.clear()

@@ -86,6 +86,30 @@ def test_ties_go_to_the_later_step() -> None:
     assert ckpt.resolve(run.info.run_id, "best(score,max)").step == 2
 
 
+def test_ties_among_more_than_one_search_returns_go_to_the_later_step() -> None:
+    with mlflow.start_run() as run:
+        for step in (8, 1, 2, 3, 4, 5, 6, 7):
+            ckpt.save(mlp(), step=step, metrics={"score": 0.5})
+    assert ckpt.resolve(run.info.run_id, "best(score,max)").step == 8
+
+
+def test_what_is_not_committed_does_not_hide_what_is() -> None:
+    client = mlflow.MlflowClient()
+    with mlflow.start_run() as run:
+        for step in (1, 2):
+            ckpt.save(mlp(), step=step, metrics={"score": 1.0 / step})
+        for step in range(10, 20):
+            half = client.create_logged_model(
+                run.info.experiment_id, name=f"manual-{step}", source_run_id=run.info.run_id
+            )
+            for key, value in (("manual/ckpt_step", float(step)), ("manual/score", 2.0)):
+                client.log_metric(run.info.run_id, key, value, step=step, model_id=half.model_id)
+    assert ckpt.resolve(run.info.run_id, "latest").step == 2
+    assert ckpt.resolve(run.info.run_id, "best(score,max)").step == 1
+    with pytest.raises(MetricNotFound):
+        ckpt.resolve(run.info.run_id, "best(none,max)")
+
+
 @pytest.mark.parametrize(
     ("which", "error", "text"),
     [

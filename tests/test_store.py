@@ -29,7 +29,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 import mlflow_ckpt as ckpt
-from mlflow_ckpt import Keep, MlflowCheckpoint, snapshot, writer
+from mlflow_ckpt import Keep, MlflowCheckpoint, links, snapshot, writer
 from mlflow_ckpt.errors import NoCheckpoints, SaveFailed, UnsupportedStore
 from mlflow_ckpt.pending import SaveRequest
 from mlflow_ckpt.record import MetricRow, Position, Series
@@ -175,6 +175,19 @@ def test_the_run_links_its_checkpoints_and_keeps_the_series_facts() -> None:
     assert sorted(o.step for o in found.outputs.model_outputs) == [1, 2]
     document = mlflow.artifacts.load_dict(f"{found.info.artifact_uri}/checkpoints/ckpt.json")
     assert (document["monitor"], document["mode"]) == ("val_loss", "min")
+
+
+def test_a_long_run_links_what_a_page_can_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "ALWAYS", 2)
+    with mlflow.start_run() as run:
+        fit(mlp(), MlflowCheckpoint(keep=ckpt.Keep(last=2)), epochs=6)
+        ids = [o.model_id for o in mlflow.get_run(run.info.run_id).outputs.model_outputs]
+        there = [c["model_id"] for _, c in ckpt.list_checkpoints(run.info.run_id).iterrows()]
+        assert len(ids) == 4
+        assert set(there) < set(ids)
+        fit(mlp(), MlflowCheckpoint(keep=ckpt.Keep(last=2), resume=True), epochs=7)
+    again = mlflow.get_run(run.info.run_id).outputs.model_outputs
+    assert [o.step for o in again if o.model_id not in ids] == [7]
 
 
 def test_the_file_store_is_refused(tmp_path: Any) -> None:

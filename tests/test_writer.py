@@ -203,7 +203,7 @@ def test_ctrl_c_while_the_live_model_is_written_reaches_the_caller(
         raise KeyboardInterrupt
 
     taken = snapshot.Capturer(mlp(), strategy="keras").capture()
-    monkeypatch.setattr("mlflow_ckpt.writer._write_files", interrupted)
+    monkeypatch.setattr("mlflow_ckpt.writer.write_files", interrupted)
     with pytest.raises(KeyboardInterrupt):
         writer_of(run).submit(request(mlp(), snapshot=taken))
 
@@ -386,7 +386,7 @@ def test_even_what_no_handler_sees_ends_the_wait(
     def killed(*_: Any) -> None:
         raise Killed
 
-    monkeypatch.setattr("mlflow_ckpt.writer._write_files", killed)
+    monkeypatch.setattr("mlflow_ckpt.writer.write_files", killed)
     writing = writer_of(run)
     pending = writing.submit(request(mlp()))
     with pytest.raises(Killed):

@@ -20,7 +20,7 @@ call that takes two of them together, and the artifact proxy takes one file a re
     PUT   .../artifacts/state/training_state.h5
     PUT   .../artifacts/manifest.json                            last of the files
     POST  api/2.0/mlflow/runs/log-batch                          metrics
-    POST  api/2.0/mlflow/runs/outputs                            link
+    POST  api/2.0/mlflow/runs/outputs                            link, if it is due
     PATCH api/2.0/mlflow/logged-models/{model_id}                finalize
     PATCH api/2.0/mlflow/logged-models/{model_id}/tags           commit
 """
@@ -60,6 +60,7 @@ class Commit:
         weights_only: Whether the draft holds weights instead of a model.
         capture: How the state was taken: `snapshot.Strategy`.
         final: Whether it is the state in which `fit` left the model.
+        link: Whether the run's page is to list it from now on.
     """
 
     manifest: Manifest
@@ -70,6 +71,7 @@ class Commit:
     weights_only: bool
     capture: str
     final: bool = False
+    link: bool = True
 
 
 def commit(connection: Connection, draft: Draft, request: Commit) -> Checkpoint:
@@ -101,9 +103,9 @@ def _fill(connection: Connection, draft: Draft, request: Commit, data: bytes) ->
     with translated("commit a checkpoint"):
         # Said here because MLFLOW_ENABLE_ASYNC_LOGGING would let a failure pass in silence.
         connection.client.log_batch(run_id, metrics=rows, synchronous=True)
-        connection.client.log_outputs(
-            run_id, [LoggedModelOutput(model.model_id, draft.position.epoch)]
-        )
+        if request.link:
+            output = LoggedModelOutput(model.model_id, draft.position.epoch)
+            connection.client.log_outputs(run_id, [output])
         connection.client.finalize_logged_model(model.model_id, "READY")
 
 

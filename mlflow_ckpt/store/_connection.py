@@ -173,6 +173,7 @@ def get_run(client: MlflowClient, run_id: str) -> Run:
         tags=dict(found.data.tags),
         params=dict(found.data.params),
         metric_names=frozenset(found.data.metrics),
+        links=len(found.outputs.model_outputs) if found.outputs else 0,
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import mlflow
-from mlflow.entities import Metric
+from mlflow.entities import LoggedModelOutput, Metric
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
@@ -164,6 +164,13 @@ class Store:
                 if other not in gone:
                     self._connection.tag_model(other.model_id, {FINAL_TAG: "false"})
         self.delete(gone)
+
+    def link(self, run: Run, checkpoints: Sequence[Checkpoint]) -> None:
+        """Let the run's page list these too, in one request."""
+        if checkpoints:
+            outputs = [LoggedModelOutput(c.model_id, c.epoch) for c in checkpoints]
+            with translated("link checkpoints to the run"):
+                self._client.log_outputs(run.run_id, outputs)
 
     def delete(self, checkpoints: Iterable[Checkpoint]) -> None:
         """Delete checkpoints; where the artifact store cannot, warn once and go on."""
