@@ -29,7 +29,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 import mlflow_ckpt as ckpt
-from mlflow_ckpt import Keep, MlflowCheckpoint, links, snapshot, writer
+from mlflow_ckpt import Keep, MlflowCheckpoint, contents, links, snapshot
 from mlflow_ckpt.errors import NoCheckpoints, SaveFailed, UnsupportedStore
 from mlflow_ckpt.pending import SaveRequest
 from mlflow_ckpt.record import MetricRow, Position, Series
@@ -179,13 +179,14 @@ def test_the_run_links_its_checkpoints_and_keeps_the_series_facts() -> None:
 
 def test_a_long_run_links_what_a_page_can_show(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(links, "ALWAYS", 2)
+    model = mlp()
     with mlflow.start_run() as run:
-        fit(mlp(), MlflowCheckpoint(keep=ckpt.Keep(last=2)), epochs=6)
+        fit(model, MlflowCheckpoint(keep=Keep(last=2)), epochs=6)
         ids = [o.model_id for o in mlflow.get_run(run.info.run_id).outputs.model_outputs]
-        there = [c["model_id"] for _, c in ckpt.list_checkpoints(run.info.run_id).iterrows()]
+        there = ckpt.list_checkpoints(run.info.run_id)["model_id"]
         assert len(ids) == 4
         assert set(there) < set(ids)
-        fit(mlp(), MlflowCheckpoint(keep=ckpt.Keep(last=2), resume=True), epochs=7)
+        fit(model, MlflowCheckpoint(keep=Keep(last=2)), epochs=1)
     again = mlflow.get_run(run.info.run_id).outputs.model_outputs
     assert [o.step for o in again if o.model_id not in ids] == [7]
 
@@ -297,7 +298,7 @@ def test_a_full_disk_names_the_path_and_gives_the_space_back(
     model = mlp()
     with mlflow.start_run() as run:
         first = ckpt.save(model)
-        monkeypatch.setattr(writer, "write_card", full)
+        monkeypatch.setattr(contents, "write_card", full)
         with pytest.raises(SaveFailed, match=r"MLmodel: No space left on device. Free") as caught:
             ckpt.save(model)
         assert ckpt.resolve(run.info.run_id) == first
