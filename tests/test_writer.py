@@ -417,6 +417,7 @@ def test_a_long_drain_shows_how_far_it_is_and_goes_away(
 ) -> None:
     monkeypatch.setattr(drain, "PATIENCE", 0.05)
     monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
     writing = writer_of(run)
     gate.close()
     pending = writing.submit(request(mlp()))
@@ -428,6 +429,29 @@ def test_a_long_drain_shows_how_far_it_is_and_goes_away(
     assert "writing ckpt-0001-00000001" in shown
     assert drain.drain(writing) < 0.05
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("environment", [{"FORCE_COLOR": "1", "TERM": "dumb"}, {"TERM": "xterm"}])
+def test_a_long_drain_says_one_line_where_nothing_can_be_drawn(
+    run: mlflow.ActiveRun,
+    gate: Gate,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    environment: dict[str, str],
+) -> None:
+    monkeypatch.setattr(drain, "PATIENCE", 0.05)
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    writing = writer_of(run)
+    gate.close()
+    writing.submit(request(mlp()))
+    assert gate.reached.wait(60)
+    threading.Timer(0.3, gate.open).start()
+    drain.drain(writing)
+    said = capsys.readouterr().out
+    assert said == "\nmlflow_ckpt: waits for the last checkpoint (writing ckpt-0001-00000001)\n"
 
 
 def test_ctrl_c_leaves_the_drain_and_the_writer_goes_on(
