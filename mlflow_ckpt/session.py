@@ -272,12 +272,12 @@ class Session:
             self._record_end()
         elif self.plan.finished and not self.plan.behind:
             self._return_to_end()
-        self._saver.link_rest()
         self._log_costs()
         self._curves.report()
         self._progress.epoch, self._progress.step = self._counts.epoch, self._counts.step
         self._progress.best = self._counts.best
         self._progress.status = "completed"
+        self._saver.link_rest()
 
     def _record_end(self) -> None:
         end = self._saver.unchanged(self._counts.step)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import mlflow.server.constants
+import mlflow.server
 import pytest
 from mlflow.server import app, handlers
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
@@ -117,12 +117,11 @@ class Gate:
 @contextmanager
 def tracking_server(database: Path, folder: Path) -> Iterator[TrackingServer]:
     """MLflow's own tracking server with its artifact proxy, on a thread of this process."""
-    constants = mlflow.server.constants
     settings = {
-        constants.BACKEND_STORE_URI_ENV_VAR: f"sqlite:///{database}",
-        constants.ARTIFACT_ROOT_ENV_VAR: "mlflow-artifacts:/",
-        constants.ARTIFACTS_DESTINATION_ENV_VAR: str(folder),
-        constants.SERVE_ARTIFACTS_ENV_VAR: "true",
+        mlflow.server.BACKEND_STORE_URI_ENV_VAR: f"sqlite:///{database}",
+        mlflow.server.ARTIFACT_ROOT_ENV_VAR: "mlflow-artifacts:/",
+        mlflow.server.ARTIFACTS_DESTINATION_ENV_VAR: str(folder),
+        mlflow.server.SERVE_ARTIFACTS_ENV_VAR: "true",
     }
     with pytest.MonkeyPatch.context() as patch:
         for key, value in settings.items():

@@ -30,7 +30,7 @@ from mlflow.exceptions import MlflowException
 
 import mlflow_ckpt as ckpt
 from mlflow_ckpt import Keep, MlflowCheckpoint, contents, links, snapshot
-from mlflow_ckpt.errors import NoCheckpoints, SaveFailed, UnsupportedStore
+from mlflow_ckpt.errors import NoCheckpoints, SaveFailed, StoreError, UnsupportedStore
 from mlflow_ckpt.pending import SaveRequest
 from mlflow_ckpt.record import MetricRow, Position, Series
 from mlflow_ckpt.store import Store, _commit, _draft
@@ -189,6 +189,26 @@ def test_a_long_run_links_what_a_page_can_show(monkeypatch: pytest.MonkeyPatch) 
         fit(model, MlflowCheckpoint(keep=Keep(last=2)), epochs=1)
     again = mlflow.get_run(run.info.run_id).outputs.model_outputs
     assert [o.step for o in again if o.model_id not in ids] == [7]
+
+
+def test_links_that_the_server_refuses_at_the_end_cost_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real, asked = MlflowClient.log_outputs, []
+
+    def refused(*args: Any) -> None:
+        asked.append(args)
+        if len(asked) > 1:
+            raise MlflowException("no room for links")
+        real(*args)
+
+    monkeypatch.setattr(links, "ALWAYS", 1)
+    monkeypatch.setattr(MlflowClient, "log_outputs", refused)
+    with mlflow.start_run() as run:
+        with pytest.raises(StoreError, match="link checkpoints"):
+            fit(mlp(), MlflowCheckpoint(), epochs=2)
+        assert "ckpt/stall_ms" in mlflow.get_run(run.info.run_id).data.metrics
+        assert ckpt.resolve(run.info.run_id, "final").epoch == 2
 
 
 def test_the_file_store_is_refused(tmp_path: Any) -> None:

@@ -167,10 +167,9 @@ class Store:
 
     def link(self, run: Run, checkpoints: Sequence[Checkpoint]) -> None:
         """Let the run's page list these too, in one request."""
-        if checkpoints:
-            outputs = [LoggedModelOutput(c.model_id, c.epoch) for c in checkpoints]
-            with translated("link checkpoints to the run"):
-                self._client.log_outputs(run.run_id, outputs)
+        outputs = [LoggedModelOutput(c.model_id, c.epoch) for c in checkpoints]
+        with translated("link checkpoints to the run"):
+            self._client.log_outputs(run.run_id, outputs)
 
     def delete(self, checkpoints: Iterable[Checkpoint]) -> None:
         """Delete checkpoints; where the artifact store cannot, warn once and go on."""
