@@ -24,7 +24,7 @@ def drain(writer: Writer) -> float:
     began = time.perf_counter()
     if not writer.join(PATIENCE):
         console = Console()
-        if console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal):
+        if console.is_interactive or console.is_jupyter:
             _show(writer, console)
         else:
             say(f"waits for the last checkpoint ({writer.activity.text})")
