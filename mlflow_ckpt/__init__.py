@@ -13,42 +13,49 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlflow_ckpt.callback import MlflowCheckpoint
+    from mlflow_ckpt.epoch_data import EpochData
     from mlflow_ckpt.errors import CheckpointError
     from mlflow_ckpt.exporting import export
+    from mlflow_ckpt.forking import fork
     from mlflow_ckpt.listing import list_checkpoints
     from mlflow_ckpt.loader import download, load_model, load_weights
     from mlflow_ckpt.pending import PendingSave
     from mlflow_ckpt.policy import Every, Keep
     from mlflow_ckpt.record import Checkpoint
     from mlflow_ckpt.resolver import resolve
-    from mlflow_ckpt.resume import Resume
+    from mlflow_ckpt.resume_option import Resume
     from mlflow_ckpt.saving import save, save_async
     from mlflow_ckpt.stats import Stats
+    from mlflow_ckpt.warm_starting import warm_start
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Checkpoint": "record",
     "CheckpointError": "errors",
+    "EpochData": "epoch_data",
     "Every": "policy",
     "Keep": "policy",
     "MlflowCheckpoint": "callback",
     "PendingSave": "pending",
-    "Resume": "resume",
+    "Resume": "resume_option",
     "Stats": "stats",
     "download": "loader",
     "export": "exporting",
+    "fork": "forking",
     "list_checkpoints": "listing",
     "load_model": "loader",
     "load_weights": "loader",
     "resolve": "resolver",
     "save": "saving",
     "save_async": "saving",
+    "warm_start": "warm_starting",
 }
 
 __all__ = [
     "Checkpoint",
     "CheckpointError",
+    "EpochData",
     "Every",
     "Keep",
     "MlflowCheckpoint",
@@ -58,12 +65,14 @@ __all__ = [
     "__version__",
     "download",
     "export",
+    "fork",
     "list_checkpoints",
     "load_model",
     "load_weights",
     "resolve",
     "save",
     "save_async",
+    "warm_start",
 ]
 
 logging.getLogger("mlflow_ckpt").addHandler(logging.NullHandler())

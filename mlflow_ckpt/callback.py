@@ -9,6 +9,7 @@ everybody, and works from there. It may stand first, in the middle or last.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
@@ -17,12 +18,14 @@ import keras
 
 from mlflow_ckpt import keras_internals
 from mlflow_ckpt.errors import ConfigError, ConflictingCallback, NotAvailable
+from mlflow_ckpt.options import Options
 from mlflow_ckpt.policy import Every, Keep
-from mlflow_ckpt.resume import Resume
+from mlflow_ckpt.resume_option import Resume
 from mlflow_ckpt.saver import SavePolicy, WhenBusy
 from mlflow_ckpt.selector import Mode, validate_series
-from mlflow_ckpt.session import Options, Session
+from mlflow_ckpt.session import Session
 from mlflow_ckpt.stats import Meter, Stats
+from mlflow_ckpt.trace import PROBE
 
 _LATER = {
     "spool": "checkpoints go straight to the artifact store",
@@ -117,7 +120,7 @@ class MlflowCheckpoint(keras.callbacks.Callback):
             )
         _refuse_conflicts(callbacks)
         if self._tail is None or self._tail.callbacks is not callbacks:
-            self._tail = _Tail(self._options, callbacks)
+            self._tail = _new_tail(self._options, callbacks)
             keras_internals.append_callback(callbacks, self._tail)
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
@@ -141,11 +144,15 @@ class _Tail(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         self._running.epoch_begin()
 
+    def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        if self.session is not None:  # `evaluate` may be given this list outside of a fit
+            self.session.validation_begin()
+
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         self.meter.step_began()
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        self._running.batch_end(batch)
+        self._running.batch_end(batch, logs)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         self._running.epoch_end(epoch, logs)
@@ -158,6 +165,15 @@ class _Tail(keras.callbacks.Callback):
     def _running(self) -> Session:
         assert self.session is not None, "on_train_begin comes first"
         return self.session
+
+
+def _new_tail(options: Options, callbacks: keras.callbacks.CallbackList) -> _Tail:
+    """The tail of a fit; one that records what it sees in a process that `testing` watches."""
+    if PROBE in os.environ:
+        from mlflow_ckpt.probe import ProbingTail
+
+        return ProbingTail(options, callbacks)
+    return _Tail(options, callbacks)
 
 
 def _refuse_later(**arguments: Any) -> None:

@@ -1,101 +1,139 @@
 """Save and restore what the other callbacks of a `fit` remember.
 
-Keras's own callbacks: the attributes listed in `KERAS_STATE`, and no others. A
-user's own: what its `checkpoint_state()` returns, given back to its
-`restore_checkpoint_state(state)`. `History` is always kept.
+Keras's own callbacks: the attributes on the lists of `keras_callbacks`. A user's own: what
+its `checkpoint_state()` returns, given back to its `restore_checkpoint_state(state)`, if it
+has both; else the attributes that changed since training began. A user's subclass of a
+Keras class without the two methods has both kinds of attributes.
 
-`min_delta` is never restored: Keras flips its sign when it sets up the comparison.
+State of one callback, under `<class>/<place among its class>`: {"own": ...}, or what the
+list names, with the changed attributes in "attributes".
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
-import numpy as np
 
-# Class name to the attributes that change while a fit runs (Keras 3.12 to 3.15).
-KERAS_STATE: Mapping[str, tuple[str, ...]] = {
-    "EarlyStopping": ("wait", "stopped_epoch", "best", "best_weights", "best_epoch"),
-    "ReduceLROnPlateau": ("wait", "cooldown_counter", "best"),
-    "ModelCheckpoint": ("best", "_batches_seen_since_last_saving"),
-    "SwapEMAWeights": ("_ema_weights_in_model",),
-    "History": ("history", "epoch"),
-}
+from mlflow_ckpt import keras_callbacks
+from mlflow_ckpt.attributes import Attributes
+from mlflow_ckpt.errors import ConfigError
+from mlflow_ckpt.plain import Decoder, Encoder, detached
 
-# Nothing that a resume needs lives in these.
-STATELESS = frozenset({
-    "BackupAndRestore", "CallbackList", "LambdaCallback", "LearningRateScheduler",
-    "MlflowCallback", "MlflowCheckpoint", "ProgbarLogger", "RemoteMonitor", "TensorBoard",
-    "TerminateOnNaN", "_Tail",
-})  # fmt: skip
+# Their callbacks keep nothing that a resume gives back; a subclass of the user's may.
+_KNOWN = frozenset({"mlflow", "mlflow_ckpt"})
 
 
-def capture(callbacks: Iterable[keras.callbacks.Callback]) -> tuple[dict[str, Any], list[str]]:
-    """Return the state of each callback by key, and the names of those not stored."""
-    states: dict[str, Any] = {}
-    unknown: list[str] = []
-    for key, callback in _keyed(callbacks):
-        own = getattr(callback, "checkpoint_state", None)
-        attributes = _attributes(callback)
-        if callable(own) and callable(getattr(callback, "restore_checkpoint_state", None)):
-            states[key] = {"own": own()}
-        elif attributes:
-            states[key] = {name: _plain(getattr(callback, name, None)) for name in attributes}
-        elif not _is_stateless(callback):
-            unknown.append(type(callback).__name__)
-    return states, unknown
+class CallbackStates:
+    """The states of a fit's callbacks.
 
+    Args:
+        callbacks: Those of the fit, after each one's `on_train_begin` and before any restore:
+            what they hold now is what the same script begins with again.
+    """
 
-def restore(callbacks: Iterable[keras.callbacks.Callback], saved: Mapping[str, Any]) -> list[str]:
-    """Give back what `capture` returned; return the keys in `saved` that found no callback."""
-    present = dict(_keyed(callbacks))
-    for key, state in saved.items():
-        callback = present.get(key)
-        if callback is None:
-            continue
-        if "own" in state:
-            callback.restore_checkpoint_state(state["own"])
-            continue
-        for name in _attributes(callback):
-            if name in state:
-                setattr(callback, name, state[name])
-    return sorted(set(saved) - set(present))
+    def __init__(self, callbacks: Iterable[keras.callbacks.Callback]) -> None:
+        self._callbacks = _keyed(callbacks)
+        self._attributes = {
+            key: Attributes(callback, ignore=keras_callbacks.of_the_base(callback))
+            for key, callback in self._callbacks.items()
+            if not _is_known(callback) and not _has_methods(callback)
+        }
+
+    def capture(self) -> tuple[dict[str, Any], list[str]]:
+        """Return the state of each callback by key, and what could not be stored, by name.
+
+        The state is a copy: training may go on while it is written. A name is
+        `<class>.<attribute>`, and is in the list once.
+
+        Raises:
+            ConfigError: If a `checkpoint_state()` returns what cannot be stored.
+        """
+        states: dict[str, Any] = {}
+        unknown: dict[str, None] = {}
+        for key, callback in self._callbacks.items():
+            if _has_methods(callback):
+                states[key] = {"own": _own(callback)}
+                continue
+            state, left = keras_callbacks.capture(callback)
+            if key in self._attributes:
+                state["attributes"], more = self._attributes[key].changed()
+                left += more
+            if state:
+                states[key] = state
+            unknown |= {f"{type(callback).__name__}.{name}": None for name in left}
+        return states, list(unknown)
+
+    def restore(self, saved: Mapping[str, Any]) -> list[str]:
+        """Give back what `capture` returned, as often as needed; return what found no place.
+
+        That is a key of `saved`, or a key and an attribute. A callback without a key in
+        `saved` is left as it is.
+
+        Raises:
+            ManifestError: If a state cannot be read. Callbacks before it have theirs.
+        """
+        left = []
+        for key, state in saved.items():
+            callback = self._callbacks.get(key)
+            if callback is None or ("own" in state and not _has_methods(callback)):
+                left += [key] if any(state.values()) else []
+            elif "own" in state:
+                callback.restore_checkpoint_state(Decoder().decode(state["own"]))
+            else:
+                names = keras_callbacks.restore(callback, state)
+                names += self._restore_attributes(key, state.get("attributes"))
+                left += [f"{key}.{name}" for name in names]
+        return sorted(left)
+
+    def _restore_attributes(self, key: str, state: Mapping[str, Any] | None) -> list[str]:
+        if state is None:
+            return []
+        attributes = self._attributes.get(key)
+        return sorted(state) if attributes is None else attributes.restore(state)
 
 
 def _keyed(
     callbacks: Iterable[keras.callbacks.Callback],
-) -> Sequence[tuple[str, keras.callbacks.Callback]]:
+) -> dict[str, keras.callbacks.Callback]:
     """Key each callback by class name and its place among its own class."""
     counts: dict[str, int] = {}
-    keyed = []
-    for callback in callbacks:
+    keyed = {}
+    for callback in _flat(callbacks):
         name = type(callback).__name__
-        keyed.append((f"{name}/{counts.get(name, 0)}", callback))
+        keyed[f"{name}/{counts.get(name, 0)}"] = callback
         counts[name] = counts.get(name, 0) + 1
     return keyed
 
 
-def _attributes(callback: keras.callbacks.Callback) -> tuple[str, ...]:
-    """Attributes of the Keras class that `callback` is or derives from."""
-    for cls in type(callback).__mro__:
-        if cls.__module__.partition(".")[0] == "keras" and cls.__name__ in KERAS_STATE:
-            return KERAS_STATE[cls.__name__]
-    return ()
+def _flat(callbacks: Iterable[Any]) -> Iterable[Any]:
+    for callback in callbacks:
+        if type(callback) is keras.callbacks.CallbackList:
+            yield from _flat(callback.callbacks)
+        else:
+            yield callback
 
 
-def _is_stateless(callback: keras.callbacks.Callback) -> bool:
-    own = set(vars(callback)) - {"params", "_model"}
-    return not own or any(cls.__name__ in STATELESS for cls in type(callback).__mro__)
+def _has_methods(callback: keras.callbacks.Callback) -> bool:
+    names = ("checkpoint_state", "restore_checkpoint_state")
+    return all(callable(getattr(callback, name, None)) for name in names)
 
 
-def _plain(value: Any) -> Any:
-    """Tensors become arrays; lists, tuples and mappings keep their form."""
-    if value is None or isinstance(value, (bool, int, float, str, np.ndarray, np.generic)):
-        return value
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return keras.ops.convert_to_numpy(value)
+def _is_known(callback: keras.callbacks.Callback) -> bool:
+    """Whether its class is ours, MLflow's, or one of Keras's whose state is listed."""
+    cls = type(callback)
+    package = cls.__module__.partition(".")[0]
+    listed = cls.__name__ in {*keras_callbacks.KERAS_STATE, *keras_callbacks.STATELESS}
+    return package in _KNOWN or (package == "keras" and listed)
+
+
+def _own(callback: keras.callbacks.Callback) -> Any:
+    state = callback.checkpoint_state()
+    try:
+        return detached(Encoder(loose=True).encode(state))
+    except ConfigError as error:
+        raise ConfigError(
+            f"{type(callback).__name__}.checkpoint_state() returned what a checkpoint cannot "
+            f"hold. {error}. Leave it out of the state."
+        ) from error

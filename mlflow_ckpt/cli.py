@@ -205,5 +205,113 @@ def export(run_id: str, which: str, format: Format, dst: Path) -> None:
     click.echo(exporting.export(run_id, which, dst, format=format))
 
 
+def _pairs(_: click.Context, __: click.Parameter, words: tuple[str, ...]) -> dict[str, str]:
+    """Read NAME=VALUE, each name once."""
+    found: dict[str, str] = {}
+    for word in words:
+        name, separator, value = word.partition("=")
+        if not name or not separator:
+            raise click.BadParameter(f"Expected NAME=VALUE. Received: {word!r}")
+        if name in found:
+            raise click.BadParameter(f"{name!r} is given twice.")
+        found[name] = value
+    return found
+
+
+@main.command()
+@_run_id
+@_selector
+@click.option(
+    "-P",
+    "--param",
+    "params",
+    metavar="NAME=VALUE",
+    multiple=True,
+    callback=_pairs,
+    help="Override a parameter of the run. May be given several times.",
+)
+@click.option("--name", metavar="TEXT", help="Name of the new run.")
+@_common
+def fork(run_id: str, which: str, params: dict[str, str], name: str | None) -> None:
+    """Make a new run that starts at a checkpoint of this one.
+
+    SELECTOR is latest if left out. The run itself stays as it is. Prints the new run's ID, and on
+    stderr how to continue it.
+
+    \b
+    Example:
+      mlflow-ckpt fork 2440a0191a3148b8a59dc32e1d92c259 epoch=5 -P epochs=40 --name longer
+    """
+    from mlflow_ckpt import forking
+
+    new = forking.fork(run_id, which, params=params, name=name)
+    click.echo(new)
+    click.echo(f"Continue it with:\n  {forking.continue_command(new)}", err=True)
+
+
+def _batches(
+    _: click.Context, __: click.Parameter, words: tuple[str, ...]
+) -> tuple[int, ...] | None:
+    try:
+        return tuple(int(number) for word in words for number in word.split(",")) or None
+    except ValueError:
+        raise click.BadParameter(f"Expected N[,N...]. Received: {words!r}") from None
+
+
+@main.command()
+@click.argument("project", metavar="PROJECT")
+@click.option(
+    "-e", "--entry-point", metavar="NAME", default="main", show_default=True, help="What trains."
+)
+@click.option(
+    "-P",
+    "--param",
+    "params",
+    metavar="NAME=VALUE",
+    multiple=True,
+    callback=_pairs,
+    help="A parameter of the entry point. May be given several times.",
+)
+@click.option(
+    "--kill-at",
+    "kills",
+    metavar="N[,N...]",
+    multiple=True,
+    callback=_batches,
+    help="Training batches after which to kill it.  [default: one third and two thirds]",
+)
+@click.option(
+    "--tracking-uri",
+    metavar="URI",
+    help="Where the runs are recorded, and stay.  [default: a temporary database]",
+)
+@click.option("--debug", is_flag=True, help="Show the traceback of a failure.")
+@_json
+def prove(*, debug: bool, **arguments: Any) -> None:
+    """Prove that a project resumes exactly: train it, kill it, compare.
+
+    PROJECT is what `mlflow run` takes. It is trained once to the end and once killed by SIGKILL
+    and started again with the same run ID. Every variable is compared after every batch, then the
+    metric history. Exit code 1 if anything differs.
+
+    \b
+    Example:
+      mlflow-ckpt prove projects/digits -P epochs=3
+      mlflow-ckpt prove . --kill-at 120,300 --json
+    """
+    environment = dict(os.environ)  # Ours is about to be made quiet.
+    _quiet()
+    try:
+        from mlflow_ckpt.proving import prove_project
+
+        exact = prove_project(**arguments, environment=environment)
+    except Exception as error:
+        if debug:
+            raise
+        raise click.ClickException(_one_line(error)) from error
+    if not exact:
+        raise SystemExit(1)
+
+
 def _echo_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2, allow_nan=False))

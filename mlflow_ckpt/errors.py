@@ -26,6 +26,7 @@ what was received and what to do next.
     ├── ArchitectureMissing (ValueError)
     ├── ModelNotLoadable (ValueError)
     ├── ResumeError (RuntimeError)
+    │   ├── ResumeMismatch (ValueError)
     │   └── SeriesInUse
     ├── ConflictingCallback (RuntimeError)
     └── StoreError (RuntimeError)
@@ -58,6 +59,7 @@ __all__ = [
     "NotAvailable",
     "NotFound",
     "ResumeError",
+    "ResumeMismatch",
     "RunDeleted",
     "RunNotFound",
     "SaveFailed",
@@ -189,6 +191,18 @@ class ModelNotLoadable(CheckpointError, ValueError):
 
 class ResumeError(CheckpointError, RuntimeError):
     """The run cannot be continued the way this `fit` asks for."""
+
+
+class ResumeMismatch(ResumeError, ValueError):
+    """This `fit` is not the one that wrote the checkpoint. Nothing was assigned.
+
+    Attributes:
+        differences: One line for each thing that is not as it was.
+    """
+
+    def __init__(self, message: str, *, differences: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.differences = differences
 
 
 class SeriesInUse(ResumeError):

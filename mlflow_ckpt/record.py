@@ -26,6 +26,13 @@ DIGEST_TAG = "ckpt.manifest_digest"
 PINNED_TAG = "ckpt.pinned"
 FINAL_TAG = "ckpt.final"
 CAPTURE_TAG = "ckpt.capture"
+FORKED_FROM_TAG = "ckpt.forked_from"
+FORKED_STEP_TAG = "ckpt.forked_step"
+FORKED_MODEL_TAG = "ckpt.forked_model"
+WARM_STARTED_TAG = "ckpt.warm_started_from"
+RESUMED_FROM_TAG = "ckpt.resumed_from"
+RESUME_COUNT_TAG = "ckpt.resume_count"
+RESUME_EXACT_TAG = "ckpt.resume_exact"
 
 Kind = Literal["epoch", "batch", "final", "manual"]
 

@@ -122,6 +122,28 @@ def load_weights(model: keras.Model, files: Files, *, source: str) -> None:
         raise _mismatch(error, source) from error
 
 
+def load_what_fits(model: keras.Model, files: Files, *, source: str) -> list[str]:
+    """Load the weights of the layers that still fit, and return what was left out, in words.
+
+    No optimizer state. Keras matches layers by their place in the model.
+
+    Raises:
+        ModelNotLoadable: If the file is not what Keras writes.
+    """
+    optimizers = [optimizer for _, optimizer in fingerprint.optimizers_of(model)]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            with keras_internals.regarded_as_built(model), _weights_copy(files) as path:
+                keras.saving.load_weights(
+                    model, path, skip_mismatch=True, objects_to_skip=optimizers
+                )
+        except (ValueError, KeyError) as error:
+            raise _mismatch(error, source) from error
+    left = [str(warning.message).splitlines()[0] for warning in caught]
+    return [*left, "the state of the optimizer, which starts anew"]
+
+
 def load_training_state(model: keras.Model, files: Files, *, source: str) -> None:
     """Load weights and the state of every optimizer into `model`, whose optimizers are built.
 

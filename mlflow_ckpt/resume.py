@@ -15,57 +15,13 @@ from typing import Any, Literal
 import keras
 
 from mlflow_ckpt import training_state
-from mlflow_ckpt.errors import ConfigError, NotAvailable, ResumeError, SeriesInUse
+from mlflow_ckpt.errors import ResumeError, SeriesInUse
 from mlflow_ckpt.loader import Fetched
 from mlflow_ckpt.record import Checkpoint, Run, Series
 from mlflow_ckpt.resolver import find
+from mlflow_ckpt.resume_option import Resume
 from mlflow_ckpt.selector import Selector
 from mlflow_ckpt.store import Store
-
-
-@dataclass(frozen=True, kw_only=True)
-class Resume:
-    """How to continue a run.
-
-    Attributes:
-        which: `"auto"` (the newest checkpoint, if there is one) or a selector.
-        allow: Differences to accept. Not available in this version.
-        force: Take over from a live writer. Not available in this version.
-
-    Raises:
-        SelectorError: If `which` cannot be read.
-        NotAvailable: If `allow` or `force` is set.
-    """
-
-    which: str = "auto"
-    allow: tuple[str, ...] = ()
-    force: bool = False
-
-    def __post_init__(self) -> None:
-        if self.allow or self.force:
-            raise NotAvailable(
-                "Resume(allow=..., force=...) is not available in this version. "
-                "To start from other weights, use load_weights(model, run_id, which) and a new run."
-            )
-        if self.which != "auto":
-            Selector.parse(self.which)
-
-    @classmethod
-    def parse(cls, resume: str | bool | Resume) -> Resume | None:
-        """Read the callback's `resume=`; `None` means: never restore.
-
-        Raises:
-            ConfigError: If it is of another type.
-        """
-        if resume is False:
-            return None
-        if isinstance(resume, Resume):
-            return resume
-        if isinstance(resume, str):
-            return cls(which=resume)
-        raise ConfigError(
-            f"Expected 'auto', a selector, Resume(...) or False. Received: resume={resume!r}"
-        )
 
 
 @dataclass
@@ -108,6 +64,7 @@ class Plan:
         behind: Whether the run holds a later fit than this one.
         restart: Whether this fit begins anew at the end of the one before it.
         resumed: Whether this fit goes on inside itself, from a checkpoint of its own.
+        inside: Batches of the first epoch that are trained already.
     """
 
     fit: int
@@ -122,6 +79,7 @@ class Plan:
     behind: bool = False
     restart: bool = False
     resumed: bool = False
+    inside: int = 0
 
     def is_behind(self, other: Plan) -> bool:
         """Whether `other`, of the same fit, stands at a later step."""
@@ -135,6 +93,7 @@ class Plan:
             step=other.step,
             finished=other.finished,
             restore=None,
+            inside=other.inside,
         )
 
     def keras_epoch(self, epochs: int) -> int | None:
@@ -148,14 +107,19 @@ class Plan:
         """What is about to happen, in lines for a person; `left` found no place."""
         if self.finished:
             lines = [f"already complete at epoch {self.epoch}; nothing to train."]
+        elif self.inside:
+            lines = [
+                f"continues in epoch {self.epoch + 1} after its batch {self.inside}, "
+                f"step {self.step}."
+            ]
         else:
             lines = [f"continues after epoch {self.epoch}, step {self.step}."]
-        inside = self.step - int(self.state.get("epoch_began_at", self.step))
-        if self.state.get("kind") == "batch" and not self.finished:
-            lines.append(
-                f"the checkpoint was taken inside an epoch; its first {inside} batches are "
-                "trained again."
-            )
+            if self.state.get("kind") == "batch":
+                trained = self.step - int(self.state["epoch_began_at"])
+                lines.append(
+                    f"the checkpoint was taken inside an epoch whose input cannot be continued; "
+                    f"its first {trained} batches are trained again."
+                )
         if left:
             lines.append(f"not restored, for want of a place in this fit: {', '.join(left)}.")
         return lines

@@ -16,15 +16,15 @@ from typing import Any, Literal
 
 import keras
 
-from mlflow_ckpt import callback_state, fingerprint, keras_internals, training_state
+from mlflow_ckpt import fingerprint, keras_internals
 from mlflow_ckpt.curves import Curves
 from mlflow_ckpt.drain import drain
-from mlflow_ckpt.errors import CheckpointError, ConfigError
+from mlflow_ckpt.errors import CheckpointError
+from mlflow_ckpt.fit_state import FitState
 from mlflow_ckpt.pending import PendingSave, SaveRequest
 from mlflow_ckpt.policy import Every, Keep
 from mlflow_ckpt.record import Checkpoint, Kind, MetricRow, Position, Series
 from mlflow_ckpt.resume import Plan
-from mlflow_ckpt.say import say
 from mlflow_ckpt.snapshot import Capturer
 from mlflow_ckpt.state_mark import StateMark
 from mlflow_ckpt.stats import Meter
@@ -76,7 +76,8 @@ class Saver:
     """Saves one fit's checkpoints.
 
     Args:
-        model, callbacks, plan: Those of the fit.
+        model, plan: Those of the fit.
+        fit_state: What it remembers outside of the model.
         policy: What to store.
         curves: Where metric rows come from.
         draws: Whether this callback draws the epoch curves (no other one does).
@@ -92,7 +93,7 @@ class Saver:
         self,
         *,
         model: keras.Model,
-        callbacks: keras.callbacks.CallbackList,
+        fit_state: FitState,
         plan: Plan,
         policy: SavePolicy,
         curves: Curves,
@@ -102,7 +103,7 @@ class Saver:
         meter: Meter,
     ) -> None:
         self._model = model
-        self._callbacks = callbacks
+        self._fit_state = fit_state
         self._plan = plan
         self._policy = policy
         self._curves = curves
@@ -113,7 +114,6 @@ class Saver:
         self._capturer = Capturer(model, weights_only=policy.weights_only)
         self._newest: Checkpoint | PendingSave | None = None
         self._mark: StateMark | None = None
-        self._told = False
         self.saved_at = time.monotonic()
 
     def prepare(self) -> None:
@@ -255,13 +255,6 @@ class Saver:
         )
 
     def _state(self, kind: Kind, counts: Counts) -> dict[str, Any]:
-        callbacks, unknown = callback_state.capture(self._callbacks.callbacks)
-        if unknown and not self._told:
-            self._told = True
-            say(
-                f"The state of {', '.join(unknown)} is not stored. Give it checkpoint_state() and "
-                "restore_checkpoint_state(state) if a resume needs it."
-            )
         return {
             "kind": kind,
             "epoch": counts.epoch,
@@ -272,19 +265,7 @@ class Saver:
             "offset": self._plan.offset,
             "initial_epoch": self._plan.initial_epoch,
             "epochs": self._epochs,
-            "stop_training": bool(self._model.stop_training),
-            "build_config": _plain_build_config(self._model),
-            "variables": training_state.capture_variables(self._model),
-            "generators": training_state.capture_generators(),
-            "callbacks": callbacks,
+            **self._fit_state.capture(
+                counts.step - counts.epoch_began_at if kind == "batch" else 0
+            ),
         }
-
-
-def _plain_build_config(model: keras.Model) -> Any:
-    """The build config where it is plain data; a functional model does not need one."""
-    config = model.get_build_config() if model.built else None
-    try:
-        training_state.check_plain(config)
-    except ConfigError:
-        return None
-    return config

@@ -11,36 +11,24 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import keras
 
-from mlflow_ckpt import keras_internals, parts, policy, resume
+from mlflow_ckpt import keras_internals, neighbours, parts, policy, resume
+from mlflow_ckpt.fit_state import FitState
 from mlflow_ckpt.monitor import Monitor
+from mlflow_ckpt.options import Options
 from mlflow_ckpt.policy import Moment
 from mlflow_ckpt.record import Series
-from mlflow_ckpt.restore import restore, restore_end
-from mlflow_ckpt.resume import Plan, Resume
-from mlflow_ckpt.saver import Counts, SavePolicy, Saver
-from mlflow_ckpt.say import say
-from mlflow_ckpt.selector import Mode
+from mlflow_ckpt.restore import restore_end
+from mlflow_ckpt.resume import Plan
+from mlflow_ckpt.resumption import Resumption
+from mlflow_ckpt.saver import Counts, Saver
 from mlflow_ckpt.stats import Meter
 from mlflow_ckpt.store import Store
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """The callback's validated arguments."""
-
-    saves: SavePolicy
-    monitor: str | None
-    mode: Mode | None
-    name: str
-    run_id: str | None
-    resume: Resume | None
-    log_metrics: bool
 
 
 class Session:
@@ -54,6 +42,8 @@ class Session:
 
     Attributes:
         plan: Where this fit of the series began.
+        fit_state: What the fit remembers; all of its sessions share it.
+        resumption: How it was continued, if it was.
     """
 
     def __init__(
@@ -70,6 +60,7 @@ class Session:
         self._began = False
         self._trained = False
         self._batches = 0
+        self._first_batch = True
         every = options.saves.every
         self._inside_epochs = every.steps is not None or every.seconds is not None
 
@@ -95,6 +86,12 @@ class Session:
             self._arguments,
             known=known is not None,
         )
+        others = neighbours.sessions(self._callbacks, Session)
+        shared = [other.fit_state for other in others if other is not self and other.fresh]
+        self.fit_state: FitState = shared[0] if shared else self._new_fit_state()
+        self.resumption = Resumption(
+            self._store, self._run, self._model, self.fit_state, self._options.resume
+        )
         try:
             self._start()
         except BaseException:
@@ -102,13 +99,15 @@ class Session:
             raise
 
     def _start(self) -> None:
-        self._agree_with_the_others()
+        every = neighbours.sessions(self._callbacks, Session)
+        self.plan = neighbours.agree(self.plan, [other for other in every if other is not self])
+        if self.plan.restore is not None:
+            where = f"run {self._run.run_id}, series {self._series.name!r}"
+            self.plan = self.resumption.restore(self.plan, self._epochs, where)
+        if self.fit_state.feed is not None:
+            self.fit_state.feed.watch(inside_epochs=self._inside_epochs)
         begun = self.plan
-        if begun.restore is not None:
-            self._restore()
-        self._counts = Counts(
-            epoch=begun.epoch, step=begun.step, epoch_began_at=begun.step, best=begun.best
-        )
+        self._counts = Counts(epoch=begun.epoch, step=begun.step, best=begun.best)
         self._asked_step = begun.step
         self._store.prepare_experiment(self._run)
         self._monitor = self._new_monitor()
@@ -121,28 +120,23 @@ class Session:
         self._began = True
         self._progress = resume.track(self._store, self._run, self._series, self._model, begun)
 
-    def _agree_with_the_others(self) -> None:
-        """Let every series of this fit go on from the newest checkpoint among them.
+    @property
+    def fresh(self) -> bool:
+        """Whether it has begun, and trained nothing yet."""
+        return self._began and not self._trained
 
-        Two callbacks of one fit save at different times. Whoever is behind follows: it
-        restores nothing, and counts on from where the other one stands.
-        """
-        for callback in self._callbacks.callbacks:
-            other = getattr(callback, "session", None)
-            if not isinstance(other, Session) or other is self or not other.follows(self.plan):
-                continue
-            if self.plan.is_behind(other.plan):
-                self.plan = self.plan.moved_to(other.plan)
-            else:
-                other.move(other.plan.moved_to(self.plan))
+    def _new_fit_state(self) -> FitState:
+        feed = keras_internals.find_feed(self._model)
+        return FitState(self._model, self._callbacks.callbacks, feed)
 
     def follows(self, plan: Plan) -> bool:
         """Whether this session has begun in the same fit, from a checkpoint, as `plan` does."""
-        return self._began and not self._trained and self.plan.resumed and plan.resumed
+        return self.fresh and self.plan.resumed and plan.resumed
 
     def move(self, plan: Plan) -> None:
         """Count on from where `plan` stands."""
         self.plan = plan
+        self.resumption.withdraw()
         self._counts.epoch, self._counts.step = plan.epoch, plan.step
         self._asked_step = plan.step
 
@@ -165,7 +159,7 @@ class Session:
         )
         return Saver(
             model=self._model,
-            callbacks=self._callbacks,
+            fit_state=self.fit_state,
             plan=self.plan,
             policy=saves,
             curves=self._curves,
@@ -174,14 +168,6 @@ class Session:
             writer=self._writer,
             meter=self._meter,
         )
-
-    def _restore(self) -> None:
-        begun = self.plan
-        left = restore(self._store, self._model, self._callbacks.callbacks, begun)
-        keras_internals.set_initial_epoch(self._model, begun.keras_epoch(self._epochs))
-        where = f"run {self._run.run_id}, series {self._series.name!r}"
-        for line in begun.describe(left):
-            say(f"{where}: {line}")
 
     def _is_new(self, updated: Series) -> bool:
         return updated != self._series or self._series.name not in self._run.series
@@ -198,23 +184,49 @@ class Session:
 
     # --- train ----------------------------------------------------------------
 
-    def epoch_begin(self) -> None:
-        """Undo the override of `initial_epoch` as soon as it has served."""
-        self.release()
-        if not self._trained:
-            self._saver.prepare()
-        self._trained = True
-        self._counts.epoch_began_at = self._counts.step
-        self._batches = 0
+    @property
+    def step(self) -> int:
+        """Batches completed in the series."""
+        return self._counts.step
 
-    def batch_end(self, batch: int) -> None:
+    def settle(self) -> None:
+        """Wait until what was handed over is committed, or has failed."""
+        self._writer.join()
+
+    def epoch_begin(self) -> None:
+        """Go on where the checkpoint stands, if this is the first epoch."""
+        keras_internals.clear_initial_epoch(self._model)
+        self._batches = 0
+        if not self._trained:
+            every = neighbours.sessions(self._callbacks, Session)
+            before = every[: every.index(self)]
+            told = any(session.resumption.happened for session in before)
+            self.resumption.go_on(self.plan, told=told)
+            self._saver.prepare()
+            self._batches = self.plan.inside
+        self._trained = True
+        self._counts.epoch_began_at = self._counts.step - self._batches
+
+    def validation_begin(self) -> None:
+        """Follow the input of the validation too."""
+        if self.fit_state.feed is not None:
+            self.fit_state.feed.watch_validation()
+
+    def batch_end(self, batch: int, logs: Mapping[str, Any] | None) -> None:
         """Count the batches up to Keras's index `batch`; save if that is due.
 
-        With `steps_per_execution` one call ends several batches.
+        With `steps_per_execution` one call ends several batches, and the last one of an
+        epoch fewer than it says.
         """
         began = self._meter.step_ended()
-        self._counts.step += batch + 1 - self._batches
-        self._batches = batch + 1
+        steps = self._arguments.get("steps")
+        done = min(batch + 1, steps) if steps else batch + 1
+        self._counts.step += done - self._batches
+        self._batches = done
+        self.fit_state.logs = logs or {}
+        if self._first_batch:
+            self._first_batch = False
+            self.resumption.first_batch()
         self._progress.step = self._counts.step
         if not self._inside_epochs:
             return
@@ -272,8 +284,12 @@ class Session:
             self._record_end()
         elif self.plan.finished and not self.plan.behind:
             self._return_to_end()
+            if self.fit_state.feed is not None:
+                self.fit_state.feed.begin()
+        self.fit_state.release()
         self._log_costs()
         self._curves.report()
+        self.resumption.diverged(self._curves.divergences)
         self._progress.epoch, self._progress.step = self._counts.epoch, self._counts.step
         self._progress.best = self._counts.best
         self._progress.status = "completed"
@@ -304,3 +320,4 @@ class Session:
     def release(self) -> None:
         """Leave nothing behind in the model; safe to call twice."""
         keras_internals.clear_initial_epoch(self._model)
+        self.resumption.release()

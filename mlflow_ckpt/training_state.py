@@ -152,14 +152,33 @@ def _unsaved_variables(model: keras.Model) -> list[Any]:
     return [v for v in model.variables if id(v) not in known]
 
 
+def capture_metrics(model: keras.Model) -> list[dict[str, Any]]:
+    """Variables of the metrics: what an epoch has added up so far."""
+    return [
+        {"path": v.path, "value": keras.ops.convert_to_numpy(v)} for v in model.metrics_variables
+    ]
+
+
+def restore_metrics(model: keras.Model, saved: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Assign what `capture_metrics` returned, by position; return the paths left alone."""
+    variables = model.metrics_variables
+    shapes = [tuple(v.shape) for v in variables]
+    if shapes != [np.shape(entry["value"]) for entry in saved]:
+        return [entry["path"] for entry in saved]
+    for variable, entry in zip(variables, saved, strict=True):
+        variable.assign(entry["value"])
+    return []
+
+
 def capture_generators() -> dict[str, Any]:
-    """State of Python's, NumPy's and Keras's global random generators."""
+    """State of Python's, NumPy's, Keras's and TensorFlow's global random generators."""
     version, words, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
         "python": [version, np.asarray(words, dtype=np.uint32), gauss],
         "numpy": [kind, np.asarray(keys), int(position), int(has_gauss), float(cached)],
         "keras": keras_internals.global_seed_state(),
+        "tensorflow": keras_internals.tensorflow_random_state(),
     }
 
 
@@ -169,6 +188,7 @@ def restore_generators(saved: Mapping[str, Any]) -> None:
         keras_internals.forget_global_seed()
     else:
         keras_internals.restore_global_seed_state(saved["keras"])
+    keras_internals.restore_tensorflow_random_state(saved.get("tensorflow"))
     version, words, gauss = saved["python"]
     random.setstate((version, tuple(int(w) for w in words), gauss))
     kind, keys, position, has_gauss, cached = saved["numpy"]

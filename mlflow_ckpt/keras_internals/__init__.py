@@ -6,7 +6,17 @@ somebody's resume. Checked against Keras 3.12 to 3.15.
 """
 
 from mlflow_ckpt.keras_internals._deferred import deferred_values, may_defer
+from mlflow_ckpt.keras_internals._epoch_data import EpochData
+from mlflow_ckpt.keras_internals._epoch_logs import begin_with_logs, build_metrics, forget_logs
+from mlflow_ckpt.keras_internals._exactness import Exactness
+from mlflow_ckpt.keras_internals._feed import Feed, find_feed
 from mlflow_ckpt.keras_internals._loading import load_state, missing_seams, rebuild
+from mlflow_ckpt.keras_internals._random import (
+    on_gpu,
+    restore_tensorflow_random_state,
+    tensorflow_random_state,
+    uncountable_operation,
+)
 from mlflow_ckpt.keras_internals._saving import (
     CHANGED_BY_FIT,
     CannotRecord,
@@ -28,6 +38,7 @@ from mlflow_ckpt.keras_internals._training import (
     append_callback,
     calling_callback_list,
     clear_initial_epoch,
+    compiled_loss,
     fit_arguments,
     forget_global_seed,
     global_seed_state,
@@ -53,19 +64,27 @@ from mlflow_ckpt.keras_internals._variables import (
 __all__ = [
     "CHANGED_BY_FIT",
     "CannotRecord",
+    "EpochData",
+    "Exactness",
+    "Feed",
     "RecordedTensor",
     "Recording",
     "append_callback",
     "assets_folder",
+    "begin_with_logs",
     "borrow",
+    "build_metrics",
     "calling_callback_list",
     "can_borrow",
     "clear_initial_epoch",
+    "compiled_loss",
     "copies_on_write",
     "deferred_values",
     "dtype_of",
+    "find_feed",
     "fit_arguments",
     "forget_global_seed",
+    "forget_logs",
     "global_seed_state",
     "has_variables",
     "is_like",
@@ -78,17 +97,21 @@ __all__ = [
     "may_defer",
     "metric_directions",
     "missing_seams",
+    "on_gpu",
     "own_assets",
     "own_variables",
     "rebuild",
     "record_state",
     "regarded_as_built",
     "restore_global_seed_state",
+    "restore_tensorflow_random_state",
     "serialize",
     "serialize_shared",
     "set_initial_epoch",
     "share_memory",
+    "tensorflow_random_state",
     "trained_variables",
+    "uncountable_operation",
     "untouched_python_rng",
     "view",
     "weights_member",

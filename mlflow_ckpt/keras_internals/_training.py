@@ -54,17 +54,23 @@ def append_callback(
     callbacks._async_train = False
 
 
-def fit_arguments() -> Mapping[str, Any]:
-    """Arguments of the `Trainer.fit` that is running below us, or an empty mapping.
-
-    Keras passes callbacks neither `initial_epoch` nor the validation settings.
-    """
+def running_fit() -> Mapping[str, Any]:
+    """Local names of the `Trainer.fit` that is running below us, or an empty mapping."""
     for frame in _frames():
         names = frame.f_locals
         if frame.f_code.co_name == "fit" and "initial_epoch" in names and "epoch_iterator" in names:
-            wanted = ("initial_epoch", "epochs", "validation_data", "validation_freq")
-            return {name: names[name] for name in wanted if name in names}
+            return names
     return {}
+
+
+def fit_arguments() -> Mapping[str, Any]:
+    """Arguments of the `fit` that is running below us, or an empty mapping.
+
+    Keras passes callbacks neither `initial_epoch` nor the validation settings.
+    """
+    wanted = ("initial_epoch", "epochs", "validation_data", "validation_freq")
+    names = running_fit()
+    return {name: names[name] for name in wanted if name in names}
 
 
 def set_initial_epoch(model: keras.Model, epoch: int | None) -> None:
@@ -88,6 +94,12 @@ def metric_directions(model: keras.Model) -> dict[str, Mode]:
         if direction in ("up", "down"):
             found.setdefault(metric.name, "max" if direction == "up" else "min")
     return found
+
+
+def compiled_loss(model: keras.Model) -> tuple[Any, Any]:
+    """The loss and the loss weights that `compile` was given (`_compile_loss`)."""
+    compiled = getattr(model, "_compile_loss", None)
+    return getattr(model, "loss", None), getattr(compiled, "_user_loss_weights", None)
 
 
 def trained_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:

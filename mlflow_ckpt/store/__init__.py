@@ -4,6 +4,7 @@
     _query        find and list committed checkpoints
     _draft        a checkpoint in the making: where its files lie
     _commit       upload, finalize, delete
+    _fork         a run beside another one, and what a run began from
     _card         MLmodel and environment files, made once per process
 
 No other module imports `mlflow`; a lint rule and a test keep it so.
@@ -13,6 +14,16 @@ from mlflow_ckpt.store._card import prepare_card, write_card
 from mlflow_ckpt.store._commit import Commit
 from mlflow_ckpt.store._connection import now_ms, use_tracking_uri
 from mlflow_ckpt.store._draft import Draft
+from mlflow_ckpt.store._fork import Logged
 from mlflow_ckpt.store._store import Store
 
-__all__ = ["Commit", "Draft", "Store", "now_ms", "prepare_card", "use_tracking_uri", "write_card"]
+__all__ = [
+    "Commit",
+    "Draft",
+    "Logged",
+    "Store",
+    "now_ms",
+    "prepare_card",
+    "use_tracking_uri",
+    "write_card",
+]

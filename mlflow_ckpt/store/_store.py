@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import mlflow
-from mlflow.entities import LoggedModelOutput, Metric
+from mlflow.entities import LoggedModelOutput, Metric, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from mlflow_ckpt import worker
-from mlflow_ckpt.errors import DigestMismatch, SaveFailed, StoreError
+from mlflow_ckpt.errors import DigestMismatch, NoActiveRun, SaveFailed, StoreError
 from mlflow_ckpt.manifest import FILENAME, Manifest
 from mlflow_ckpt.record import COMPLETE_TAG, FINAL_TAG, Checkpoint, MetricRow, Position, Run, Series
 from mlflow_ckpt.selector import Mode
-from mlflow_ckpt.store import _commit, _connection, _draft, _query
+from mlflow_ckpt.store import _commit, _connection, _draft, _fork, _query
 from mlflow_ckpt.store._card import versions
 from mlflow_ckpt.store._connection import translated
 
@@ -57,6 +57,28 @@ class Store:
             worker.settle((self.uri, found))
         return _connection.get_run(self._client, found)
 
+    def active_run(self) -> Run | None:
+        """The active run, else that of `MLFLOW_RUN_ID`, else `None`."""
+        try:
+            found = _connection.current_run_id(None)
+        except NoActiveRun:
+            return None
+        return self.run(found)
+
+    def new_run(self, beside: Run, name: str, tags: Mapping[str, str]) -> Run:
+        """Create a run in the experiment of another one; see `_fork`."""
+        return _fork.new_run(self._client, beside, name, tags)
+
+    def set_status(self, run: Run, status: Literal["SCHEDULED", "FAILED"]) -> None:
+        _fork.set_status(self._client, run, status)
+
+    def log_params(self, run: Run, params: Mapping[str, str]) -> None:
+        _fork.log_params(self._client, run, params)
+
+    def log_input(self, run: Run, checkpoint: Checkpoint) -> None:
+        """Record that the run began from this checkpoint. Saying it twice changes nothing."""
+        _fork.log_input(self._client, run, checkpoint)
+
     def prepare_experiment(self, run: Run) -> None:
         """Let the UI show the experiment's Models view."""
         _connection.show_as_model_development(self._client, run.experiment_id)
@@ -76,6 +98,12 @@ class Store:
     def set_tag(self, run: Run, key: str, value: str) -> None:
         with translated("set a tag"):
             self._client.set_tag(run.run_id, key, value)
+
+    def set_tags(self, run: Run, tags: Mapping[str, str]) -> None:
+        """Set several tags of the run in one request."""
+        with translated("set tags"):
+            found = [RunTag(key, value) for key, value in tags.items()]
+            self._client.log_batch(run.run_id, tags=found, synchronous=True)
 
     # --- curves ---------------------------------------------------------------
 
@@ -97,6 +125,10 @@ class Store:
             m.step: MetricRow(key=key, value=m.value, timestamp=m.timestamp, step=m.step)
             for m in history
         }
+
+    def history(self, run: Run, key: str) -> list[MetricRow]:
+        """Every point of the run's curve of `key`, several of one step included."""
+        return _fork.history(self._client, run, key)
 
     # --- checkpoints ----------------------------------------------------------
 
@@ -137,6 +169,10 @@ class Store:
         committed = model.tags.get(COMPLETE_TAG) == "true"
         return _query.to_checkpoint(model, series) if committed else None
 
+    def logged(self, checkpoint: Checkpoint) -> _fork.Logged:
+        """The metric rows of a checkpoint, and how its state was taken."""
+        return _fork.logged(self._client, checkpoint)
+
     def draft(self, run: Run, position: Position) -> _draft.Draft:
         """Begin a checkpoint: see `_draft`. End it with `commit` or `abandon`."""
         return _draft.open_draft(self._connection, run, position)
@@ -145,9 +181,9 @@ class Store:
         """Make a checkpoint of a draft whose files are all there: see `_commit`."""
         return _commit.commit(self._connection, draft, request)
 
-    def abandon(self, draft: _draft.Draft, error: Exception) -> SaveFailed:
-        """Give a draft up; returns what to raise from `error`."""
-        return draft.abandon(self._connection, error)
+    def abandon(self, draft: _draft.Draft, error: Exception, *, sealed: bool = False) -> SaveFailed:
+        """Give a draft up; returns what to raise from `error`. For `sealed` see `Draft.abandon`."""
+        return draft.abandon(self._connection, error, sealed=sealed)
 
     def mark_final(self, run: Run, series: Series, checkpoint: Checkpoint) -> None:
         """Say that a committed checkpoint is the state in which `fit` left the model.

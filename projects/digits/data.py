@@ -43,6 +43,13 @@ def load(dataset: str) -> tuple[Split, Split]:
     return (x_train, y_train), (x_test, y_test)
 
 
+def hold_out(split: Split, share: float = 0.1) -> tuple[Split, Split]:
+    """Return the first part of a set to train on, and its last tenth to validate with."""
+    x, y = split
+    kept = int(len(x) * (1 - share))
+    return (x[:kept], y[:kept]), (x[kept:], y[kept:])
+
+
 def _flat(images: np.ndarray[Any, Any], white: int) -> np.ndarray[Any, Any]:
     return images.reshape(len(images), -1).astype("float32") / white
 

@@ -1,7 +1,8 @@
 """Train the network of Keras's save-and-restore tutorial on handwritten digits.
 
 The same script with `--run-id` continues a run: its settings are the defaults, and
-`MlflowCheckpoint` finds the newest checkpoint and goes on from there.
+`MlflowCheckpoint` finds the newest checkpoint and goes on from there, with the next samples:
+their order depends on the seed and the epoch alone.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import data
 import keras
 import mlflow
 
-from mlflow_ckpt import Every, Keep, MlflowCheckpoint
+from mlflow_ckpt import EpochData, Every, Keep, MlflowCheckpoint
 from mlflow_ckpt.report import print_run_summary
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -60,17 +61,16 @@ def train(
 ) -> None:
     """Train on the digits, or go on with a run that was cut short."""
     keras.utils.set_random_seed(seed)
-    (x, y), _ = data.load(dataset)
+    (x, y), validation = data.hold_out(data.load(dataset)[0])
     model = build_model(x.shape[1], learning_rate)
 
     with mlflow.start_run(run_id=run_id) as run:
         log_settings()
         model.fit(
-            x,
-            y,
+            EpochData(x, y, batch_size=batch_size, seed=seed),
             epochs=epochs,
-            batch_size=batch_size,
-            validation_split=0.1,
+            validation_data=validation,
+            validation_batch_size=batch_size,
             callbacks=[
                 MlflowCheckpoint(save_freq=Every(epochs=save_every), keep=Keep(last=keep_last)),
             ],

@@ -1,0 +1,155 @@
+"""Compare what a run was trained with to what it is about to be continued with.
+
+The architecture is compared variable by variable in `fingerprint.py`; this module
+compares the rest: optimizers, the compiled loss, and the shape of the input. Epochs and
+the learning rate are no difference, and the contents of the data are not compared.
+
+    describe() -> training_state.h5 -> differences() -> refuse()
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from mlflow_ckpt import fingerprint, keras_internals
+from mlflow_ckpt.errors import ResumeMismatch
+
+# What a position within an epoch stands on.
+DATA_PARTS = frozenset({"element_spec", "cardinality", "batch_size"})
+
+_NOT_COMPARED = frozenset({"learning_rate", "name"})
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that is not as it was.
+
+    Attributes:
+        part: Which of `resume_option.PARTS`.
+        where: What it is, such as `optimizer.clipnorm`.
+        before, now: Its values, in short.
+    """
+
+    part: str
+    where: str
+    before: str
+    now: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.before} in the checkpoint, {self.now} now"
+
+
+def describe(model: keras.Model, feed: keras_internals.Feed | None) -> dict[str, Any]:
+    """What `differences` compares, as plain data."""
+    return {
+        "optimizer": {
+            attribute: {"class": type(optimizer).__name__, **_config(optimizer)}
+            for attribute, optimizer in fingerprint.optimizers_of(model)
+        },
+        "loss": _loss(model),
+        "data": None if feed is None else feed.facts(),
+    }
+
+
+def _config(optimizer: keras.optimizers.Optimizer) -> dict[str, Any]:
+    found = {k: v for k, v in optimizer.get_config().items() if k not in _NOT_COMPARED}
+    inner = found.pop("inner_optimizer", None)
+    if isinstance(inner, dict):
+        kept = {k: v for k, v in inner.get("config", {}).items() if k not in _NOT_COMPARED}
+        found["inner"] = {"class": inner.get("class_name"), **kept}
+    plain: dict[str, Any] = json.loads(json.dumps(found, default=repr))
+    return plain
+
+
+def _loss(model: keras.Model) -> Any:
+    """The compiled loss as plain data: classes with their config, functions by name."""
+    loss, weights = keras_internals.compiled_loss(model)
+    found = keras.tree.map_structure(_one_loss, loss)
+    return found if weights is None else {"losses": found, "weights": weights}
+
+
+def _one_loss(loss: Any) -> Any:
+    if isinstance(loss, str):
+        loss = keras.losses.get(loss)
+    if isinstance(loss, keras.losses.Loss):
+        config = {k: v for k, v in loss.get_config().items() if k not in ("name", "fn")}
+        return json.dumps({"class": type(loss).__name__, **config}, default=_name, sort_keys=True)
+    return None if loss is None else _name(loss)
+
+
+def _name(value: Any) -> str:
+    """A name without an address, which changes from process to process."""
+    return str(getattr(value, "__name__", type(value).__name__))
+
+
+def differences(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[Difference]:
+    """Everything that differs; nothing where the checkpoint recorded nothing."""
+    if before is None:
+        return []
+    found = [
+        Difference("optimizer", where, _short(old), _short(new))
+        for where, old, new in _compare(before["optimizer"], now["optimizer"], "model")
+    ]
+    found += [
+        Difference("loss", where, _short(old), _short(new))
+        for where, old, new in _compare(before["loss"], now["loss"], "loss")
+    ]
+    old_data, new_data = before["data"], now["data"]
+    if old_data and new_data:
+        found += [
+            Difference(part, f"input.{part}", _short(old_data[part]), _short(new_data[part]))
+            for part in sorted(DATA_PARTS)
+            if old_data[part] != new_data[part]
+        ]
+        found += [
+            Difference("cardinality", f"input.{name}", _short(old), _short(new))
+            for name in ("samples", "order")
+            if (old := old_data.get(name)) != (new := new_data.get(name))
+            and old is not None
+            and new is not None
+        ]
+    return found
+
+
+def refuse(found: Sequence[Difference], allow: Sequence[str], *, source: str) -> None:
+    """Raise if something differs that is not allowed to.
+
+    Raises:
+        ResumeMismatch: With every difference, and what to write to accept it.
+    """
+    refused = [difference for difference in found if difference.part not in allow]
+    if not refused:
+        return
+    parts = sorted({difference.part for difference in refused} | set(allow))
+    names = ", ".join(map(repr, parts)) + ("," if len(parts) == 1 else "")
+    lines = "\n".join(f"  {difference}" for difference in refused)
+    raise ResumeMismatch(
+        f"This fit is not the one that wrote {source}:\n{lines}\n"
+        "Change it back; or accept it with MlflowCheckpoint(resume=Resume(which='latest', "
+        f"allow=({names}))); or start a new run from there with ckpt.fork or ckpt.warm_start.",
+        differences=tuple(map(str, refused)),
+    )
+
+
+def _compare(before: Any, now: Any, where: str) -> Iterator[tuple[str, Any, Any]]:
+    """The places at which two trees of plain values differ."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in sorted({*before, *now}):
+            yield from _compare(before.get(key), now.get(key), f"{where}.{key}")
+    elif _number(before) != _number(now):
+        yield where, before, now
+
+
+def _number(value: Any) -> Any:
+    """JSON keeps 1 and 1.0 apart, and a tuple is a list to it."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else json.dumps(value, default=str)
+    return text if len(text) <= 160 else f"{text[:157]}..."

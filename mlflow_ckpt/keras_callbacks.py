@@ -1,0 +1,172 @@
+"""What Keras's own callbacks change while a fit runs (Keras 3.12 to 3.15).
+
+For each class a list of attributes, and for `CSVLogger` its file as well: it empties that in
+`on_train_begin`. What is set again at each begin or epoch is on no list. `min_delta` is
+never restored: Keras flips its sign when it picks the comparison, which is done here as
+Keras does it, because a batch-level save compares before the first epoch's end picks.
+
+What lies in files of their own is not restored: TensorBoard's events, and what
+ModelCheckpoint, BackupAndRestore and OrbaxCheckpoint have saved.
+"""
+
+from __future__ import annotations
+
+import csv
+import dis
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from mlflow_ckpt.errors import ConfigError
+from mlflow_ckpt.plain import Decoder, Encoder
+
+KERAS_STATE: Mapping[str, tuple[str, ...]] = {
+    "BackupAndRestore": ("_batches_seen_since_last_saving", "_last_batch_seen", "_current_epoch"),
+    "CSVLogger": ("keys",),
+    "EarlyStopping": ("wait", "stopped_epoch", "best", "best_weights", "best_epoch"),
+    "History": ("history", "epoch"),
+    "ModelCheckpoint": ("best", "_batches_seen_since_last_saving", "_last_batch_seen"),
+    "OrbaxCheckpoint": (
+        "best", "_batches_seen_since_last_saving", "_last_batch_seen", "_total_batches_seen",
+    ),
+    "ReduceLROnPlateau": ("wait", "cooldown_counter", "best"),
+    "SwapEMAWeights": ("_ema_weights_in_model",),
+    "TensorBoard": ("_global_train_batch", "_global_test_batch"),
+}  # fmt: skip
+
+# Nothing that a resume needs lives in these. A LambdaCallback's functions may remember
+# something; nobody can know what.
+STATELESS = frozenset({
+    "Callback", "CallbackList", "LambdaCallback", "LearningRateScheduler", "ProgbarLogger",
+    "RemoteMonitor", "TerminateOnNaN",
+})  # fmt: skip
+
+TEXT_LIMIT = 16 * 2**20  # bytes of a CSVLogger's file
+
+
+def keras_classes(callback: keras.callbacks.Callback) -> list[type]:
+    """The classes of Keras that `callback` is or derives from, the nearest first."""
+    return [c for c in type(callback).__mro__ if c.__module__.partition(".")[0] == "keras"]
+
+
+def listed(callback: keras.callbacks.Callback) -> tuple[str, ...]:
+    """Attributes that the list of its nearest class with one names."""
+    for cls in keras_classes(callback):
+        if cls.__name__ in KERAS_STATE:
+            return KERAS_STATE[cls.__name__]
+    return ()
+
+
+def of_the_base(callback: keras.callbacks.Callback) -> frozenset[str]:
+    """Attributes that are the business of the Keras class below, not of the user's.
+
+    They are what its code assigns, whatever the version, but for what the user's assigns too.
+    """
+    keras_own = keras_classes(callback)
+    users = [cls for cls in type(callback).__mro__ if cls not in keras_own]
+    assigned = set().union(*map(_assigned, keras_own)) - set().union(*map(_assigned, users))
+    return frozenset({*assigned, *listed(callback), "min_delta", "monitor_op"})
+
+
+def _assigned(cls: type) -> set[str]:
+    return {
+        str(step.argval)
+        for function in vars(cls).values()
+        if isinstance(function, types.FunctionType)
+        for step in dis.get_instructions(function)
+        if step.opname in ("STORE_ATTR", "DELETE_ATTR")
+    }
+
+
+def capture(callback: keras.callbacks.Callback) -> tuple[dict[str, Any], list[str]]:
+    """Return what the list names, and the names of what was not stored."""
+    state: dict[str, Any] = {}
+    left: list[str] = []
+    for name in listed(callback):
+        if not hasattr(callback, name):  # Not in this version of Keras, or not before a fit.
+            continue
+        try:
+            # Whatever its size and its names: best weights are large, `token_accuracy` no secret.
+            state[name] = Encoder(loose=True).encode(getattr(callback, name))
+        except ConfigError:
+            left.append(name)
+    operation = getattr(getattr(callback, "monitor_op", None), "__name__", None)
+    if state and operation in _OPERATIONS:
+        state["monitor_op"] = operation
+    if not isinstance(callback, keras.callbacks.CSVLogger) or callback.csv_file is None:
+        return state, left
+    text = _text(callback)
+    if text is None:
+        return state, [*left, "csv_file"]
+    begun = callback.writer is not None
+    return {**state, "text": text, "append_header": callback.append_header, "begun": begun}, left
+
+
+def restore(callback: keras.callbacks.Callback, state: Mapping[str, Any]) -> list[str]:
+    """Set what `capture` returned; return the names of what found no place."""
+    for name in listed(callback):
+        if name in state:
+            setattr(callback, name, Decoder().decode(state[name]))
+    if state.get("monitor_op") in _OPERATIONS:
+        _pick_comparison(callback, state["monitor_op"])
+    if isinstance(callback, keras.callbacks.CSVLogger) and "text" in state:
+        return [] if _rewrite(callback, state) else ["csv_file"]
+    return []
+
+
+# --- the comparison -----------------------------------------------------------
+
+_OPERATIONS: Mapping[str, Any] = {"less": keras.ops.less, "greater": keras.ops.greater}
+_MODES: Mapping[str, str] = {"min": "less", "max": "greater"}
+
+
+def _pick_comparison(callback: keras.callbacks.Callback, name: str) -> None:
+    if getattr(callback, "monitor_op", ...) is not None:
+        return
+    if _MODES.get(callback.mode, name) != name:
+        return  # The script asks for the other direction now: Keras picks that one.
+    callback.monitor_op = _OPERATIONS[name]
+    if name == "less":
+        callback.min_delta *= -1
+
+
+# --- the file of CSVLogger ----------------------------------------------------
+
+
+def _text(callback: Any) -> np.ndarray[Any, Any] | None:
+    path = Path(callback.filename)
+    try:
+        if path.stat().st_size > TEXT_LIMIT:
+            return None
+        return np.frombuffer(path.read_bytes(), dtype=np.uint8)
+    except OSError:  # Taken away meanwhile, or behind a URL: it is named as not stored.
+        return None
+
+
+def _rewrite(callback: Any, state: Mapping[str, Any]) -> bool:
+    """Let the file hold the rows up to the checkpoint, and the next row follow them.
+
+    With `append=True` a file that is not this run's may be there: it is left alone.
+    """
+    path, text = Path(callback.filename), state["text"].tobytes()
+    if callback.csv_file is None or callback.csv_file.closed:
+        return False
+    callback.csv_file.flush()
+    if callback.append:
+        there = path.read_bytes()
+        if not there.startswith(text) and not text.startswith(there):
+            return False
+    callback.csv_file.close()
+    path.write_bytes(text)
+    callback.csv_file = path.open("a")
+    callback.append_header = bool(state["append_header"])
+    if state["begun"]:
+        # Keras makes its writer at the first row and would write the header again.
+        callback.writer = csv.DictWriter(
+            callback.csv_file, ["epoch", *callback.keys], delimiter=callback.sep
+        )
+    return True

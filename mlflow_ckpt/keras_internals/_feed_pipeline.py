@@ -1,0 +1,101 @@
+"""tf.data pipelines, and everything else that Keras reads through one.
+
+A position is the number of iterators made before, and where the current one stands:
+its own checkpoint where the pipeline is one that a checkpoint was tried with, else the
+number of elements read from it, which are then read again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import tensorflow as tf
+
+from mlflow_ckpt.keras_internals import _pipeline
+from mlflow_ckpt.keras_internals._exactness import Exactness
+from mlflow_ckpt.keras_internals._feed import Feed
+from mlflow_ckpt.say import say
+
+
+class PipelineFeed(Feed):
+    """A `tf.data.Dataset`."""
+
+    kind = "tf.data"
+    _checkpoints = False
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._too_far = False
+
+    def _input_exactness(self) -> Exactness:
+        if self._too_far:
+            return Exactness("unknown", "the input was read further before, in the same process")
+        found = self._pipeline_exactness
+        if found.level == "true" and self._uncounted and self._made.iterators > 1:
+            reason = "the tf.data pipeline repeats a shuffle(), and several iterators were made"
+            return Exactness("unknown", reason)
+        return found
+
+    @cached_property
+    def _pipeline_exactness(self) -> Exactness:
+        return _pipeline.why_not_exact(self._dataset) or Exactness()
+
+    @cached_property
+    def _uncounted(self) -> bool:
+        return not _pipeline.counts_iterators(self._dataset)
+
+    def watch(self, *, inside_epochs: bool) -> None:
+        if inside_epochs and not self._checkpoints and _pipeline.can_checkpoint(self._dataset):
+            # Before the first iterator is made; it is the same pipeline all the same.
+            self._epochs._distributed_dataset = _pipeline.with_checkpoints(self._dataset)
+            self._checkpoints = True
+
+    def resume(self, state: Mapping[str, Any], batch: int) -> None:
+        self.watch(inside_epochs=bool(state["own"].get("iterator")))
+        super().resume(state, batch)
+
+    def _make_up(self, made: int, validation_made: int) -> None:
+        missing = made - self._made.iterators
+        self._too_far |= missing < 0
+        if missing > 0:
+            _pipeline.make_iterators(self._dataset, missing)
+            self._made.iterators = made
+        super()._make_up(made, validation_made)
+
+    def _own_state(self, read: int) -> dict[str, Any]:
+        if not (read and self._checkpoints and self.iterator is not None):
+            return {}
+        return {"tensorflow": tf.__version__, "iterator": _pipeline.checkpoint(self.iterator)}
+
+    def _iterator_at(self, read: int, own: Mapping[str, Any]) -> Any:
+        iterator = iter(self._dataset)
+        if own.get("iterator") and own["tensorflow"] == tf.__version__ and self._checkpoints:
+            _pipeline.restore_checkpoint(iterator, own["iterator"])
+        elif read:
+            self._read_again(iterator, read)
+        return iterator
+
+    def _read_again(self, iterator: Any, count: int) -> None:
+        def tell(read: int, seconds: float) -> None:
+            whole = seconds / read * count
+            say(f"reading {count} batches of the input again to find the place: ~{whole:.0f} s.")
+
+        seconds = _pipeline.advance(iterator, count, tell)
+        if seconds > 5:
+            say(f"read {count} batches of the input again in {seconds:.1f} s.")
+
+
+class OtherFeed(PipelineFeed):
+    """A generator, a torch `DataLoader`: what nobody can tell the order of."""
+
+    kind = "other"
+
+    def _input_exactness(self) -> Exactness:
+        kind = type(self.adapter).__name__.removesuffix("Adapter")
+        names = {"GeneratorData": "a Python generator", "TorchDataLoader": "a torch DataLoader"}
+        return Exactness("unknown", f"the input is {names.get(kind, kind)}")
+
+    def watch(self, *, inside_epochs: bool) -> None:
+        """Nothing: such an input has no checkpoint of its own."""

@@ -1,0 +1,120 @@
+"""Carry a resume out: before training, as the first epoch begins, and in the run's tags.
+
+    restore() in on_train_begin -> go_on() in the first on_epoch_begin -> first_batch()
+
+Inside an epoch everything is put back twice: the callbacks' `on_epoch_begin` has been
+called for that epoch already, and must leave no second mark on model and state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import keras
+
+from mlflow_ckpt import exactness, keras_internals
+from mlflow_ckpt.fit_state import FitState
+from mlflow_ckpt.record import RESUME_EXACT_TAG, Run
+from mlflow_ckpt.restore import Restored, load_model_again, restore
+from mlflow_ckpt.resume import Plan
+from mlflow_ckpt.resume_option import Resume
+from mlflow_ckpt.say import say
+from mlflow_ckpt.state_mark import StateMark
+from mlflow_ckpt.store import Store
+
+
+class Resumption:
+    """The resume of one series in one fit.
+
+    Args:
+        store, run, model, fit_state: Those of the fit.
+        asked: What the user asked for.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        run: Run,
+        model: keras.Model,
+        fit_state: FitState,
+        asked: Resume | None,
+    ) -> None:
+        self._store = store
+        self._run = run
+        self._model = model
+        self._fit_state = fit_state
+        self._allow = asked.allow if asked else ()
+        self._restored: Restored | None = None
+        self._mark: StateMark | None = None
+        self._tags: Mapping[str, str] = {}
+
+    @property
+    def happened(self) -> bool:
+        """Whether this fit goes on from a checkpoint of this series."""
+        return self._restored is not None
+
+    def restore(self, plan: Plan, epochs: int, where: str) -> Plan:
+        """Put the planned checkpoint into the fit; return the plan with where it goes on."""
+        restored = restore(self._store, self._model, self._fit_state, plan, self._allow)
+        plan = replace(plan, inside=restored.inside)
+        keras_internals.set_initial_epoch(self._model, plan.keras_epoch(epochs))
+        for line in plan.describe([*restored.left, *restored.missing]):
+            say(f"{where}: {line}")
+        for line in restored.differences:
+            say(f"{where}: accepted: {line}.")
+        if not plan.finished:
+            self._restored = restored
+        if restored.inside and not restored.left:
+            variables_lie_in_memory = keras_internals.copies_on_write() is None and all(
+                keras_internals.can_borrow(v) for v in self._model.weights
+            )
+            self._mark = StateMark(self._model, borrow=variables_lie_in_memory)
+        return plan
+
+    def withdraw(self) -> None:
+        """Another series of this fit stands further ahead: it is the one that is resumed."""
+        self._restored = None
+
+    def go_on(self, plan: Plan, *, told: bool) -> None:
+        """Begin to train. Called once, after every callback's first `on_epoch_begin`.
+
+        Args:
+            told: Whether another series of this fit has written the tags.
+        """
+        if self._restored is not None and plan.inside:
+            if self._mark is None or not self._mark.matches(self._model):
+                load_model_again(self._store, self._model, plan)
+            self._restored.left += self._fit_state.restore_inside(plan.state)
+        self.release()
+        if self._fit_state.feed is not None:
+            self._fit_state.feed.begin()
+        if self._restored is None or told or plan.restore is None:
+            return
+        found = exactness.reasons(self._restored, plan.state, self._fit_state.feed)
+        self._tags = exactness.resumed_tags(self._run.tags, plan.restore, found)
+        self._store.set_tags(self._run, self._tags)
+
+    def first_batch(self) -> None:
+        """Look at the train step, which is compiled by now."""
+        if not self._tags:
+            return
+        operation = keras_internals.uncountable_operation(self._model)
+        if operation is not None:
+            self._degrade("unknown", f"the train step runs the operation {operation}")
+
+    def diverged(self, divergences: list[str]) -> None:
+        """A point that was trained again came out with another value."""
+        if divergences and self._tags:
+            self._degrade("false", f"{len(divergences)} metric values were not repeated")
+
+    def _degrade(self, level: str, reason: str) -> None:
+        value = exactness.exact_tag([(level, reason)], self._tags[RESUME_EXACT_TAG])
+        self._tags = {**self._tags, RESUME_EXACT_TAG: value}
+        self._store.set_tags(self._run, {RESUME_EXACT_TAG: value})
+
+    def release(self) -> None:
+        """Let go of the model's buffers; safe to call twice."""
+        if self._mark is not None:
+            self._mark.release()
+            self._mark = None
