@@ -139,6 +139,10 @@ def refuse(found: Sequence[Difference], allow: Sequence[str], *, source: str) ->
 def _compare(before: Any, now: Any, where: str) -> Iterator[tuple[str, Any, Any]]:
     """The places at which two trees of plain values differ."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
+        if before.get("class") != now.get("class"):
+            # Each class has arguments of its own; to list them all would tell nobody anything.
+            yield f"{where}.class", before.get("class"), now.get("class")
+            return
         for key in sorted({*before, *now}):
             yield from _compare(before.get(key), now.get(key), f"{where}.{key}")
     elif _number(before) != _number(now):

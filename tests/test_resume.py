@@ -13,16 +13,19 @@ from builders import Gan, Subclassed, data, fit, history, mlp, same
 from doubles import RaiseAt, Remembering, StopHere
 
 import mlflow_ckpt as ckpt
-from mlflow_ckpt import Every, Keep, MlflowCheckpoint, Resume
+from mlflow_ckpt import Every, MlflowCheckpoint, Resume
 from mlflow_ckpt.errors import (
     CheckpointNotFound,
+    ConfigError,
     DigestMismatch,
     ModelMismatch,
     NoCheckpoints,
     NotAvailable,
     ResumeError,
+    ResumeMismatch,
     SelectorError,
 )
+from mlflow_ckpt.store import Store
 
 Forget = Callable[[], None]
 
@@ -345,27 +348,72 @@ def test_saved_by_hand_is_no_resume_point(another_process: Forget) -> None:
         train(run.info.run_id, mlp, 2, checkpoint={"resume": "latest"})
 
 
-def test_a_checkpoint_inside_an_epoch_restarts_that_epoch_and_says_so(
+def test_a_checkpoint_inside_an_epoch_goes_on_at_the_next_batch(
     another_process: Forget, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = {"save_freq": 3, "keep": Keep(last=1, best=None), "monitor": None}
-    run_id = interrupted(mlp, another_process, at=3, checkpoint=arguments, batch_size=16)
-    assert ckpt.resolve(run_id).step == 6
-    train(run_id, mlp, 3, checkpoint=arguments, batch_size=16)
-    assert "its first 2 batches are trained again" in capsys.readouterr().out
-    assert [s for s, _ in history(run_id)["loss"]] == [1, 2, 3]
+    quarters = {"checkpoint": {"save_freq": 3}, "batch_size": 16}
+    reference_run, reference, expected = train(None, mlp, 3, **quarters)
+    another_process()
+    counter = CountBatches(die_at=7)
+    run_id = with_callbacks_interrupted([counter], quarters)
+    another_process()
+    counter = CountBatches()
+    _, model, result = train(run_id, mlp, 3, callbacks=[counter], **quarters)
+    assert "continues in epoch 2 after its batch 2, step 6" in capsys.readouterr().out
+    assert counter.batches == [2, 3, 0, 1, 2, 3]
+    assert same(model, reference)
+    assert result.history == expected.history
+    assert history(run_id) == history(reference_run)
+    tags = mlflow.get_run(run_id).data.tags
+    origin = next(c for c in Store().checkpoints(*series_of(run_id)) if c.step == 6)
+    assert tags["ckpt.resumed_from"] == f"step=6 model={origin.model_id}"
+    assert (tags["ckpt.resume_count"], tags["ckpt.resume_exact"]) == ("1", "true")
 
 
-@pytest.mark.parametrize(
-    "resume",
-    [
-        pytest.param({"allow": ("optimizer",)}, id="allow"),
-        pytest.param({"force": True}, id="force"),
-    ],
-)
-def test_what_resume_cannot_do_yet(resume: dict[str, Any]) -> None:
-    with pytest.raises(NotAvailable):
-        Resume(**resume)
+class CountBatches(keras.callbacks.Callback):
+    """Note the index of every batch that begins; break off at the end of one (from 1)."""
+
+    def __init__(self, die_at: int = 0) -> None:
+        super().__init__()
+        self.batches: list[int] = []
+        self.die_at = die_at
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self.batches.append(batch)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if len(self.batches) == self.die_at:
+            raise StopHere(f"batch {self.die_at}")
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        return {}
+
+    def restore_checkpoint_state(self, state: dict[str, Any]) -> None:
+        """It counts what this process trains."""
+
+
+def with_callbacks_interrupted(callbacks: list[Any], arguments: dict[str, Any]) -> str:
+    with mlflow.start_run() as run:
+        pass
+    with pytest.raises(StopHere):
+        train(run.info.run_id, mlp, 3, callbacks=callbacks, **arguments)
+    return str(run.info.run_id)
+
+
+def series_of(run_id: str) -> tuple[Any, Any]:
+    run = Store().run(run_id)
+    return run, run.series["ckpt"]
+
+
+def test_taking_over_is_not_there_yet() -> None:
+    with pytest.raises(NotAvailable, match="force"):
+        Resume(force=True)
+
+
+@pytest.mark.parametrize("allow", [("optimiser",), "loss"], ids=["unknown", "no-tuple"])
+def test_what_may_differ_is_checked_at_once(allow: Any) -> None:
+    with pytest.raises(ConfigError, match="Received: allow="):
+        Resume(allow=allow)
 
 
 def test_resume_reads_its_selector_at_once() -> None:
@@ -380,7 +428,11 @@ def test_resume_reads_its_selector_at_once() -> None:
     ("build", "text"),
     [
         pytest.param(lambda: mlp(units=9), r"Expected: shape \(8, 8\) float32", id="wider-layer"),
-        pytest.param(lambda: mlp(optimizer="sgd"), "Expected: Adam. Received: SGD", id="optimizer"),
+        pytest.param(
+            lambda: mlp(optimizer="sgd"),
+            'model.optimizer.class: "Adam" in the checkpoint, "SGD" now',
+            id="optimizer",
+        ),
         pytest.param(
             lambda: mlp(optimizer=keras.optimizers.Adam(amsgrad=True)), "amsgrad", id="amsgrad"
         ),
@@ -394,7 +446,10 @@ def test_another_model_is_refused(
     before = ckpt.list_checkpoints(run_id)
     model = build()
     untouched = [np.array(w) for w in model.get_weights()]
-    with mlflow.start_run(run_id=run_id), pytest.raises(ModelMismatch, match=text):
+    with (
+        mlflow.start_run(run_id=run_id),
+        pytest.raises((ModelMismatch, ResumeMismatch), match=text),
+    ):
         fit(model, MlflowCheckpoint(), epochs=4)
     assert all(np.array_equal(a, b) for a, b in zip(untouched, model.get_weights(), strict=True))
     assert ckpt.list_checkpoints(run_id).equals(before)
