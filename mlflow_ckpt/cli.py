@@ -288,7 +288,7 @@ def _batches(
 @click.option("--debug", is_flag=True, help="Show the traceback of a failure.")
 @_json
 def prove(*, debug: bool, **arguments: Any) -> None:
-    """Prove that a project resumes exactly: train it, kill it, compare.
+    """Prove that a project resumes exactly.
 
     PROJECT is what `mlflow run` takes. It is trained once to the end and once killed by SIGKILL
     and started again with the same run ID. Every variable is compared after every batch, then the

@@ -21,6 +21,7 @@ CLASSES = {
 ATTRIBUTES = {
     "MonitorMissing": {"monitor": "val_loss", "available": ("loss",)},
     "DigestMismatch": {"path": "data/x", "expected": "blake3:00", "found": "blake3:01"},
+    "ResumeMismatch": {"differences": ("loss: mse in the checkpoint, mae now",)},
     "SaveFailed": {"reason": OSError(28, "No space left on device")},
     "SnapshotTorn": {"reason": RuntimeError("written to")},
 }
