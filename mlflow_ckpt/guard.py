@@ -20,7 +20,7 @@ from mlflow_ckpt import fingerprint, keras_internals
 from mlflow_ckpt.errors import ResumeMismatch
 
 # What a position within an epoch stands on.
-DATA_PARTS = frozenset({"element_spec", "cardinality", "batch_size"})
+DATA_PARTS = frozenset({"element_spec", "cardinality", "batch_size", "order"})
 
 _NOT_COMPARED = frozenset({"learning_rate", "name"})
 
@@ -99,21 +99,19 @@ def differences(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> lis
         Difference("loss", where, _short(old), _short(new))
         for where, old, new in _compare(before["loss"], now["loss"], "loss")
     ]
-    old_data, new_data = before["data"], now["data"]
-    if old_data and new_data:
-        found += [
-            Difference(part, f"input.{part}", _short(old_data[part]), _short(new_data[part]))
-            for part in sorted(DATA_PARTS)
-            if old_data[part] != new_data[part]
-        ]
-        found += [
-            Difference("cardinality", f"input.{name}", _short(old), _short(new))
-            for name in ("samples", "order")
-            if (old := old_data.get(name)) != (new := new_data.get(name))
-            and old is not None
-            and new is not None
-        ]
+    if before["data"] and now["data"]:
+        found += _data_differences(before["data"], now["data"])
     return found
+
+
+def _data_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
+    parts = [(part, part) for part in sorted(DATA_PARTS)] + [("samples", "cardinality")]
+    return [
+        Difference(part, where, _short(old), _short(new))
+        for name, part in parts
+        if name in before and name in now  # not every kind of input has every one
+        for where, old, new in _compare(before[name], now[name], f"input.{name}")
+    ]
 
 
 def refuse(found: Sequence[Difference], allow: Sequence[str], *, source: str) -> None:

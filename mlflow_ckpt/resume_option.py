@@ -8,7 +8,9 @@ from mlflow_ckpt.errors import ConfigError, NotAvailable
 from mlflow_ckpt.selector import Selector
 
 # Parts of a fit that may differ from those of the fit that wrote the checkpoint.
-PARTS = ("architecture", "optimizer", "loss", "element_spec", "cardinality", "batch_size")
+PARTS = (
+    "architecture", "optimizer", "loss", "element_spec", "cardinality", "batch_size", "order",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +21,9 @@ class Resume:
         which: `"auto"` (the newest checkpoint, if there is one) or a selector.
         allow: Differences to accept, of `"architecture"` (variables that no longer fit stay
             as they are), `"optimizer"` (one that no longer fits starts anew), `"loss"`,
-            `"element_spec"`, `"cardinality"` and `"batch_size"` of the input (an epoch that
-            was broken off then begins anew).
+            `"element_spec"`, `"cardinality"` and `"batch_size"` of the input, and `"order"`,
+            the seed and shard of an `EpochData` (an epoch that was broken off then begins
+            anew).
         force: Take over from a live writer. Not available in this version.
 
     Raises:

@@ -14,7 +14,7 @@ import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import h5py
 import keras
@@ -27,6 +27,13 @@ from mlflow_ckpt.errors import ConfigError, FormatTooNew, ManifestError
 PATH = "state/training_state.h5"
 FORMAT = "1.0"
 _NARROW = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "int4", "uint4")
+
+
+@runtime_checkable
+class Later(Protocol):
+    """A value that becomes an array when the file is written, behind the training."""
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]: ...
 
 
 # --- the file -----------------------------------------------------------------
@@ -99,6 +106,8 @@ def _encode(value: Any, arrays: list[np.ndarray[Any, Any]], where: str) -> Any:
     ):
         arrays.append(np.asarray(value))
         return {"$array": str(len(arrays) - 1)}
+    if isinstance(value, Later) and not isinstance(value, (np.ndarray, np.generic)):
+        return _encode(np.asarray(value), arrays, where)
     if isinstance(value, tuple):
         return {"$tuple": [_encode(v, arrays, f"{where}[{i}]") for i, v in enumerate(value)]}
     if isinstance(value, list):

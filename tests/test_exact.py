@@ -26,7 +26,7 @@ pytestmark = pytest.mark.pure  # Each run has a store of its own.
 
 # Mid-epoch, at a boundary, in a write, several kills; and different inputs and models.
 SLICE = (
-    "arrays-middle-mixed-schedule-sample-last",
+    "arrays-first-mlp-own-none-first",
     "dataset-writing-shared-plateau-class-last",
     "epoch_data-twice-subclassed-plateau-sample-first",
     "pydataset-boundary-gan-stopping-none-first",

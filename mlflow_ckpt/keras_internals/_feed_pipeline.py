@@ -53,7 +53,7 @@ class PipelineFeed(Feed):
             self._checkpoints = True
 
     def resume(self, state: Mapping[str, Any], batch: int) -> None:
-        self.watch(inside_epochs=bool(state["own"].get("iterator")))
+        self.watch(inside_epochs=state["own"].get("iterator") is not None)
         super().resume(state, batch)
 
     def _make_up(self, made: int, validation_made: int) -> None:
@@ -67,11 +67,18 @@ class PipelineFeed(Feed):
     def _own_state(self, read: int) -> dict[str, Any]:
         if not (read and self._checkpoints and self.iterator is not None):
             return {}
-        return {"tensorflow": tf.__version__, "iterator": _pipeline.checkpoint(self.iterator)}
+        return {
+            "tensorflow": tf.__version__,
+            "iterator": _pipeline.IteratorCheckpoint(self.iterator),
+        }
 
     def _iterator_at(self, read: int, own: Mapping[str, Any]) -> Any:
         iterator = iter(self._dataset)
-        if own.get("iterator") and own["tensorflow"] == tf.__version__ and self._checkpoints:
+        if (
+            own.get("iterator") is not None
+            and own["tensorflow"] == tf.__version__
+            and self._checkpoints
+        ):
             _pipeline.restore_checkpoint(iterator, own["iterator"])
         elif read:
             self._read_again(iterator, read)
