@@ -16,7 +16,19 @@ from typing import Any
 import click
 from rich.console import Console
 
-from benchmarks import cost, hooks, loads, memory, peers, plots, report, resolve, sparse, thousand
+from benchmarks import (
+    cost,
+    hooks,
+    loads,
+    memory,
+    peers,
+    plots,
+    report,
+    resolve,
+    resuming,
+    sparse,
+    thousand,
+)
 from benchmarks.process import MeasurementFailed, call, stop_on_sigterm
 from benchmarks.results import LARGE_MIB, Figure
 
@@ -37,6 +49,7 @@ class Plan:
         sparse_s, sparse_epochs: Seconds between checkpoints, and checkpoints, of a sparse fit.
         counts: Checkpoints of the runs in which one is searched.
         many: Checkpoints of the longest fit.
+        batches: Batches of an epoch before it is broken off and continued.
     """
 
     sizes: tuple[float, ...] = (112, 1062)
@@ -47,6 +60,7 @@ class Plan:
     sparse_epochs: int = 3
     counts: tuple[int, ...] = (10, 1_000, 10_000)
     many: int = 1_000
+    batches: int = 10_000
     long_repeats: int = 1
     fresh_repeats: int | None = None
 
@@ -59,6 +73,7 @@ QUICK = Plan(
     sparse_s=0.5,
     counts=(10, 30),
     many=30,
+    batches=20,
     fresh_repeats=1,
 )
 
@@ -122,6 +137,15 @@ class Bench:
     def resolve(self) -> list[Figure]:
         return resolve.figures(self._call(resolve, counts=self._plan.counts))
 
+    def resume(self) -> list[Figure]:
+        raw = resuming.collect(
+            batches=self._plan.batches,
+            repeats=self._plan.repeats,
+            scratch=self._scratch,
+            progress=self._progress,
+        )
+        return resuming.figures(raw)
+
     def thousand(self) -> list[Figure]:
         raw = thousand.collect(
             count=self._plan.many,
@@ -140,7 +164,7 @@ class Bench:
         )
 
 
-FIGURES = ("hooks", "cost", "fit", "loads", "memory", "resolve", "thousand")
+FIGURES = ("hooks", "cost", "fit", "loads", "memory", "resolve", "resume", "thousand")
 
 
 def run(

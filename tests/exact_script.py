@@ -10,8 +10,10 @@ the first one: so it may fork, and a killed process costs no import. Attempts co
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import pkgutil
 import select
 import signal
 import sys
@@ -46,12 +48,16 @@ from exact_inputs import arguments
 from exact_models import KINDS, VALIDATION, samples
 
 import mlflow_ckpt as ckpt
-from mlflow_ckpt import Keep, MlflowCheckpoint, loader, session
+from mlflow_ckpt import Keep, MlflowCheckpoint, keras_internals, loader, session
 
 LIMIT_S = 240.0
-PREPARED = (loader, session, tf)  # What a process would import after its fork.
+
+# What a process would import after its fork, each for itself.
+PREPARED = [loader, session, tf]
+for _module in pkgutil.iter_modules(keras_internals.__path__):
+    PREPARED.append(importlib.import_module(f"{keras_internals.__name__}.{_module.name}"))
 with suppress(ImportError):
-    import grain  # noqa: F401 (likewise)
+    PREPARED.append(importlib.import_module("grain"))
 
 
 class Attempt:

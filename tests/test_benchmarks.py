@@ -259,6 +259,7 @@ def test_every_installed_peer_can_be_measured(tmp_path: Path) -> None:
         ("loads", {"load-weights", "load-trained", "load-model"}),
         ("memory", {"memory"}),
         ("resolve", {f"resolve-{p}-{w}" for p in ("sqlite", "http") for w in ("latest", "best")}),
+        ("resume", {"resume"}),
         ("thousand", {"thousand"}),
     ],
 )

