@@ -144,10 +144,6 @@ class _Tail(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         self._running.epoch_begin()
 
-    def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        if self.session is not None:  # `evaluate` may be given this list outside of a fit
-            self.session.validation_begin()
-
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         self.meter.step_began()
 

@@ -45,7 +45,7 @@ def exact_tag(found: Iterable[Reason], before: str | None) -> str:
     gathered = [(level, part) for part in text.split("; ")] if text else [(level, "")]
     gathered += list(found)
     worst = max((reason[0] for reason in gathered), key=_LEVELS.index)
-    whys = dict.fromkeys(why for level, why in gathered if level == worst and why)
+    whys = dict.fromkeys(why.replace("; ", ", ") for lvl, why in gathered if lvl == worst and why)
     return f"{worst}: {'; '.join(whys)}" if whys else worst
 
 

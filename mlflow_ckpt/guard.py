@@ -9,6 +9,8 @@ the learning rate are no difference, and the contents of the data are not compar
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,33 +59,52 @@ def describe(model: keras.Model, feed: keras_internals.Feed | None) -> dict[str,
 
 
 def _config(optimizer: keras.optimizers.Optimizer) -> dict[str, Any]:
-    found = {k: v for k, v in optimizer.get_config().items() if k not in _NOT_COMPARED}
+    try:
+        config = optimizer.get_config()
+    except NotImplementedError:
+        return {}  # a schedule of the user's own, say; the class is compared all the same
+    found = {k: v for k, v in config.items() if k not in _NOT_COMPARED}
     inner = found.pop("inner_optimizer", None)
     if isinstance(inner, dict):
         kept = {k: v for k, v in inner.get("config", {}).items() if k not in _NOT_COMPARED}
         found["inner"] = {"class": inner.get("class_name"), **kept}
-    plain: dict[str, Any] = json.loads(json.dumps(found, default=repr))
+    plain: dict[str, Any] = json.loads(json.dumps(found, default=_name))
     return plain
 
 
 def _loss(model: keras.Model) -> Any:
     """The compiled loss as plain data: classes with their config, functions by name."""
     loss, weights = keras_internals.compiled_loss(model)
+    if isinstance(loss, (list, tuple)) and len(loss) == 1:
+        (loss,) = loss
     found = keras.tree.map_structure(_one_loss, loss)
     return found if weights is None else {"losses": found, "weights": weights}
 
 
 def _one_loss(loss: Any) -> Any:
+    """`"mse"`, its function and its class are one loss; what is left at its default is not told."""
     if isinstance(loss, str):
         loss = keras.losses.get(loss)
-    if isinstance(loss, keras.losses.Loss):
-        config = {k: v for k, v in loss.get_config().items() if k not in ("name", "fn")}
-        return json.dumps({"class": type(loss).__name__, **config}, default=_name, sort_keys=True)
-    return None if loss is None else _name(loss)
+    if not isinstance(loss, keras.losses.Loss):
+        return None if loss is None else _name(loss)
+    function = getattr(loss, "fn", None)
+    known = inspect.signature(function).parameters if callable(function) else {}
+    config = {
+        k: v
+        for k, v in loss.get_config().items()
+        if k not in ("name", "fn", "dtype") and (k not in known or known[k].default != v)
+    }
+    if config.get("reduction") == "sum_over_batch_size":
+        del config["reduction"]
+    name = _name(function if callable(function) else loss)
+    return name if not config else f"{name}({json.dumps(config, default=_name, sort_keys=True)})"
 
 
 def _name(value: Any) -> str:
     """A name without an address, which changes from process to process."""
+    if isinstance(value, functools.partial):
+        words = json.dumps([value.args, value.keywords], default=_name, sort_keys=True)
+        return f"partial({_name(value.func)}, {words})"
     return str(getattr(value, "__name__", type(value).__name__))
 
 

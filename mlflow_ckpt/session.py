@@ -207,11 +207,6 @@ class Session:
         self._trained = True
         self._counts.epoch_began_at = self._counts.step - self._batches
 
-    def validation_begin(self) -> None:
-        """Follow the input of the validation too."""
-        if self.fit_state.feed is not None:
-            self.fit_state.feed.watch_validation()
-
     def batch_end(self, batch: int, logs: Mapping[str, Any] | None) -> None:
         """Count the batches up to Keras's index `batch`; save if that is due.
 

@@ -5,11 +5,13 @@ fails by name when one of them moves, so that an upgrade breaks there and not in
 somebody's resume. Checked against Keras 3.12 to 3.15.
 """
 
+from typing import TYPE_CHECKING
+
 from mlflow_ckpt.keras_internals._deferred import deferred_values, may_defer
 from mlflow_ckpt.keras_internals._epoch_data import EpochData
 from mlflow_ckpt.keras_internals._epoch_logs import begin_with_logs, build_metrics, forget_logs
 from mlflow_ckpt.keras_internals._exactness import Exactness
-from mlflow_ckpt.keras_internals._feed import Feed, find_feed
+from mlflow_ckpt.keras_internals._find import find_feed
 from mlflow_ckpt.keras_internals._loading import load_state, missing_seams, rebuild
 from mlflow_ckpt.keras_internals._random import (
     on_gpu,
@@ -61,12 +63,14 @@ from mlflow_ckpt.keras_internals._variables import (
     view,
 )
 
+if TYPE_CHECKING:
+    from mlflow_ckpt.keras_internals._feed import Feed as Feed
+
 __all__ = [
     "CHANGED_BY_FIT",
     "CannotRecord",
     "EpochData",
     "Exactness",
-    "Feed",
     "RecordedTensor",
     "Recording",
     "append_callback",

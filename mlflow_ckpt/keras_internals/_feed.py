@@ -10,20 +10,23 @@ One subclass per kind of input knows how to begin in the middle: `_feed_arrays`,
 
 Leans on `EpochIterator._enumerate_iterator`, `_get_iterator`, `_current_iterator`,
 `_num_batches`, `_steps_seen`, `TFEpochIterator._distributed_dataset`, on the names
-`epoch_iterator` and `val_x` in `Trainer.fit`, and on `model._eval_epoch_iterator`.
+`epoch_iterator` and `val_x` in `Trainer.fit`.
 """
 
 from __future__ import annotations
 
+import random
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
 import keras
+import numpy as np
+import tensorflow as tf
 
+from mlflow_ckpt.keras_internals import _pipeline
 from mlflow_ckpt.keras_internals._exactness import Exactness
-from mlflow_ckpt.keras_internals._training import running_fit
 
 
 class Feed:
@@ -43,14 +46,13 @@ class Feed:
         self._epochs = epoch_iterator
         self._model = weakref.ref(model)
         self._validation = names.get("val_x")
-        self._made = Count.of(names.get("x"))
-        self._validation_made = Count.of(self._validation)
         self.adapter = epoch_iterator.data_adapter
         self.iterator: Any = None
-        self._born = (0, 0)
-        self._watched: set[int] = set()
+        self._born: list[int] = []
+        self._misplaced = ""
         self._pending: tuple[Mapping[str, Any], int] | None = None
-        epoch_iterator._get_iterator = lambda: _Counted(self._new_iterator)
+        epoch_iterator._get_iterator = lambda: _Iterable(self._new_iterator)
+        _pipeline.count_iterators()
 
     # --- what it is -----------------------------------------------------------
 
@@ -71,16 +73,25 @@ class Feed:
 
     def exactness(self) -> Exactness:
         """Whether this input is known to come back in the same order."""
+        if self._misplaced:
+            return Exactness("unknown", self._misplaced)
         own = self._input_exactness()
         return own if own.level != "true" else self._validation_exactness
 
     @cached_property
     def _validation_exactness(self) -> Exactness:
-        if not hasattr(self._validation, "element_spec"):
-            return Exactness()
-        from mlflow_ckpt.keras_internals._pipeline import why_not_exact
-
-        return why_not_exact(self._validation) or Exactness()
+        """The order of the validation matters too: it decides how its sums are rounded."""
+        data = self._validation
+        if isinstance(data, tf.data.Dataset):
+            return _pipeline.why_not_exact(data) or Exactness()
+        if isinstance(data, keras.utils.PyDataset) and (
+            type(data).on_epoch_begin is not keras.utils.PyDataset.on_epoch_begin
+            or type(data).on_epoch_end is not keras.utils.PyDataset.on_epoch_end
+        ):
+            return Exactness("unknown", "the validation is a PyDataset that changes between epochs")
+        if isinstance(data, Iterator):
+            return Exactness("unknown", "the validation is a Python generator")
+        return Exactness()
 
     def _batch_size(self) -> int | None:
         size = self.adapter.batch_size
@@ -96,26 +107,25 @@ class Feed:
     def watch(self, *, inside_epochs: bool) -> None:
         """Get ready for `state`; `inside_epochs` says whether it will be asked within epochs."""
 
-    def watch_validation(self) -> None:
-        """Count the iterators over the validation input too. Called as each evaluation begins."""
-        evaluated = getattr(self._model(), "_eval_epoch_iterator", None)
-        if evaluated is None or id(evaluated) in self._watched:
-            return
-        self._watched.add(id(evaluated))
-        dataset = evaluated._get_iterator()
-
-        def count() -> Any:
-            self._validation_made.iterators += 1
-            return iter(dataset)
-
-        evaluated._get_iterator = lambda: _Counted(count)
-
     def _new_iterator(self) -> Any:
         """Make the iterator that the next batches come from."""
-        self._born = (self._made.iterators, self._validation_made.iterators)
-        self._made.iterators += 1
+        self._born = self._counts()
         self.iterator = iter(self._dataset)
         return self.iterator
+
+    @cached_property
+    def _shuffles(self) -> list[Any]:
+        """Nodes of the input and of the validation whose iterators are counted."""
+        datasets = (self._shuffled_input(), self._validation)
+        return [
+            node
+            for dataset in datasets
+            if isinstance(dataset, tf.data.Dataset)
+            for node in _pipeline.shuffles(dataset)
+        ]
+
+    def _counts(self) -> list[int]:
+        return [_pipeline.iterators_of(node) for node in self._shuffles]
 
     @property
     def _dataset(self) -> Any:
@@ -130,10 +140,9 @@ class Feed:
         found = self.exactness()
         return {
             "kind": self.kind,
-            "made": self._made.iterators,
-            "validation_made": self._validation_made.iterators,
+            "made": self._counts(),
             "num_batches": self._epochs._num_batches,
-            "born": list(self._born) if goes_on else None,
+            "born": self._born if goes_on else None,
             "read": self._read(batch) if goes_on else 0,
             "own": own,
             "exactness": [found.level, found.reason],
@@ -158,7 +167,7 @@ class Feed:
             self._epochs._steps_seen = int(state["read"])
         else:
             self._restore_own(state["own"])
-            self._make_up(int(state["made"]), int(state["validation_made"]))
+            self._make_up(state["made"])
 
     def release(self) -> None:
         """Give Keras's iterator its own methods back; safe to call twice."""
@@ -178,7 +187,11 @@ class Feed:
         """What `EpochIterator._enumerate_iterator` yields, from batch `first` of an epoch on."""
         epochs = self._epochs
         del epochs._enumerate_iterator  # the epochs after this one are Keras's own
+        # The epoch has begun before; its second beginning must not draw from a generator.
+        generators = random.getstate(), np.random.get_state(legacy=True)
         epochs.data_adapter.on_epoch_begin()
+        random.setstate(generators[0])
+        np.random.set_state(generators[1])
         self._go_to(state)
         size = epochs.steps_per_execution
         steps = epochs.steps_per_epoch or epochs._num_batches or 0
@@ -204,26 +217,26 @@ class Feed:
     def _go_to(self, state: Mapping[str, Any]) -> None:
         """Make all iterators that the other process had made; read on in the current one."""
         self._restore_own(state["own"])
-        made, validation_made = (int(n) for n in state["born"])
-        self._make_up(made, validation_made)
-        self._born = (made, validation_made)
-        self._made.iterators += 1
+        self._make_up(state["born"])
+        self._born = self._counts()
         self.iterator = self._iterator_at(int(state["read"]), state["own"])
-        self._make_up(int(state["made"]), int(state["validation_made"]))
+        self._make_up(state["made"])
 
-    def _make_up(self, made: int, validation_made: int) -> None:
-        """Make iterators until this many were made, where their number matters."""
-        missing = validation_made - self._validation_made.iterators
-        if missing > 0 and hasattr(self._validation, "element_spec"):
-            from mlflow_ckpt.keras_internals._pipeline import make_iterators
-
-            make_iterators(self._validation, missing)
-            self._validation_made.iterators = validation_made
+    def _make_up(self, counts: Sequence[int]) -> None:
+        """Make iterators until as many were made over each shuffle as the other process made."""
+        if len(counts) != len(self._shuffles):
+            self._misplaced = "the tf.data pipeline has other shuffles than before"
+        elif not _pipeline.make_iterators(self._shuffles, counts):
+            self._misplaced = "more iterators were made over a shuffle than before"
 
     # --- what a kind of input does its own way ----------------------------------
 
     def _input_exactness(self) -> Exactness:
         raise NotImplementedError
+
+    def _shuffled_input(self) -> Any:
+        """The dataset whose shuffles depend on the number of iterators, if it is one."""
+        return None
 
     def _own_state(self, read: int) -> dict[str, Any]:
         return {}
@@ -236,25 +249,7 @@ class Feed:
         raise NotImplementedError
 
 
-class Count:
-    """How many iterators this process has made over one dataset object.
-
-    Fits that share the object share the count: it belongs to the object.
-    """
-
-    def __init__(self) -> None:
-        self.iterators = 0
-
-    @classmethod
-    def of(cls, dataset: Any) -> Count:
-        """The count of a `tf.data.Dataset`; of anything else, nobody needs to know it."""
-        if not hasattr(dataset, "element_spec"):
-            return cls()
-        found: Count = vars(dataset).setdefault("_mlflow_ckpt_count", cls())
-        return found
-
-
-class _Counted:
+class _Iterable:
     """Stands for a dataset where Keras says `iter(...)`."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
@@ -262,40 +257,6 @@ class _Counted:
 
     def __iter__(self) -> Any:
         return self._make()
-
-
-def find_feed(model: keras.Model) -> Feed | None:
-    """The feed of the `fit` that is running below us; `None` in a loop of the user's own.
-
-    Every caller within one `fit` gets the same one.
-    """
-    names = running_fit()
-    epoch_iterator = names.get("epoch_iterator")
-    if epoch_iterator is None or not hasattr(epoch_iterator, "_distributed_dataset"):
-        return None
-    if not hasattr(epoch_iterator, "mlflow_ckpt_feed"):
-        kind = _kind_of(epoch_iterator.data_adapter)
-        epoch_iterator.mlflow_ckpt_feed = kind(epoch_iterator, model, names)
-    feed: Feed = epoch_iterator.mlflow_ckpt_feed
-    return feed
-
-
-def _kind_of(adapter: Any) -> type[Feed]:
-    from mlflow_ckpt.keras_internals import (
-        _feed_arrays,
-        _feed_epoch_data,
-        _feed_grain,
-        _feed_pipeline,
-        _feed_py_dataset,
-    )
-
-    return {
-        "ArrayDataAdapter": _feed_arrays.ArrayFeed,
-        "EpochData": _feed_epoch_data.EpochDataFeed,
-        "GrainDatasetAdapter": _feed_grain.GrainFeed,
-        "PyDatasetAdapter": _feed_py_dataset.PyDatasetFeed,
-        "TFDatasetAdapter": _feed_pipeline.PipelineFeed,
-    }.get(type(adapter).__name__, _feed_pipeline.OtherFeed)
 
 
 def _plain_spec(dataset: Any) -> Any:

@@ -25,16 +25,13 @@ class PipelineFeed(Feed):
     kind = "tf.data"
     _checkpoints = False
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self._too_far = False
+    def _shuffled_input(self) -> Any:
+        return self._dataset
 
     def _input_exactness(self) -> Exactness:
-        if self._too_far:
-            return Exactness("unknown", "the input was read further before, in the same process")
         found = self._pipeline_exactness
-        if found.level == "true" and self._uncounted and self._made.iterators > 1:
-            reason = "the tf.data pipeline repeats a shuffle(), and several iterators were made"
+        if found.level == "true" and self._uncounted and max(self._counts(), default=0) > 1:
+            reason = "the order of the tf.data pipeline depends on what was read before"
             return Exactness("unknown", reason)
         return found
 
@@ -44,7 +41,7 @@ class PipelineFeed(Feed):
 
     @cached_property
     def _uncounted(self) -> bool:
-        return not _pipeline.counts_iterators(self._dataset)
+        return not _pipeline.counts_every_iterator(self._dataset)
 
     def watch(self, *, inside_epochs: bool) -> None:
         if inside_epochs and not self._checkpoints and _pipeline.can_checkpoint(self._dataset):
@@ -55,14 +52,6 @@ class PipelineFeed(Feed):
     def resume(self, state: Mapping[str, Any], batch: int) -> None:
         self.watch(inside_epochs=state["own"].get("iterator") is not None)
         super().resume(state, batch)
-
-    def _make_up(self, made: int, validation_made: int) -> None:
-        missing = made - self._made.iterators
-        self._too_far |= missing < 0
-        if missing > 0:
-            _pipeline.make_iterators(self._dataset, missing)
-            self._made.iterators = made
-        super()._make_up(made, validation_made)
 
     def _own_state(self, read: int) -> dict[str, Any]:
         if not (read and self._checkpoints and self.iterator is not None):
@@ -98,6 +87,9 @@ class OtherFeed(PipelineFeed):
     """A generator, a torch `DataLoader`: what nobody can tell the order of."""
 
     kind = "other"
+
+    def _shuffled_input(self) -> Any:
+        return None
 
     def _input_exactness(self) -> Exactness:
         kind = type(self.adapter).__name__.removesuffix("Adapter")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ from mlflow_ckpt.attributes import restore as restore_attributes
 from mlflow_ckpt.keras_internals._exactness import Exactness
 from mlflow_ckpt.keras_internals._feed import Feed
 
+_FEW = 16  # numbers in a list that is not an order
 _LIMIT = 16 * 2**20  # bytes of an index array: two million samples
 
 
@@ -36,17 +38,23 @@ class PyDatasetFeed(Feed):
         self._start = 0
         self._order: list[int] | None = None
         self._lent: tuple[Any, bool] | None = None
+        self._ahead = False
         self._own_methods = callable(getattr(self._data, "checkpoint_state", None)) and callable(
             getattr(self._data, "restore_checkpoint_state", None)
         )
-        self._attributes = Attributes(
+        self._attributes = self._new_attributes()
+        self._lost: list[str] = []
+        self._inside: _Inside | None = None
+        self._changes_inside = False
+        self._take_over()
+
+    def _new_attributes(self) -> Attributes:
+        return Attributes(
             self._data,
             ignore=frozenset({"_workers", "_use_multiprocessing", "_max_queue_size"}),
             accepts=_is_no_data,
             limit=_LIMIT,
         )
-        self._lost: list[str] = []
-        self._take_over()
 
     @property
     def _data(self) -> Any:
@@ -60,8 +68,11 @@ class PyDatasetFeed(Feed):
         if self._lost:
             names = ", ".join(self._lost)
             return Exactness("unknown", f"{type(self._data).__name__}.{names} cannot be stored")
-        if self.adapter.enqueuer is not None and self._epochs.steps_per_epoch and self._finite:
+        if self.adapter.enqueuer is not None and self._epochs.steps_per_epoch:
             return Exactness("unknown", "a PyDataset with workers, and steps_per_epoch")
+        if self._changes_inside:
+            name = type(self._data).__name__
+            return Exactness("unknown", f"{name}, or NumPy's generator, changes within an epoch")
         return Exactness()
 
     # --- the order of an epoch --------------------------------------------------
@@ -69,6 +80,13 @@ class PyDatasetFeed(Feed):
     def _take_over(self) -> None:
         """Let the batches come in an order that we know, which is the order Keras draws."""
         adapter, enqueuer = self.adapter, self.adapter.enqueuer
+        began = adapter.on_epoch_begin
+
+        def noting_begin() -> None:
+            began()
+            self._inside = _Inside(self._new_attributes())
+
+        adapter.on_epoch_begin = noting_begin
         if enqueuer is None:
             adapter._finite_generator = self._finite_generator
             adapter._infinite_generator = self._infinite_generator
@@ -105,6 +123,8 @@ class PyDatasetFeed(Feed):
     # --- position -----------------------------------------------------------------
 
     def _own_state(self, read: int) -> dict[str, Any]:
+        if read and self._inside is not None and self._inside.changed():
+            self._changes_inside = True
         state: dict[str, Any] = {"drawn_from": None, "own": None, "attributes": None}
         if read and self.adapter.shuffle and self._finite and self._drawn_from is not None:
             version, words, gauss = self._drawn_from
@@ -127,8 +147,10 @@ class PyDatasetFeed(Feed):
         super().resume(state, batch)
 
     def _iterator_at(self, read: int, own: Mapping[str, Any]) -> Any:
-        if self.adapter.enqueuer is None:
+        if self.adapter.enqueuer is None or not self._ahead:
             self._set_order(read, own)
+        if self.adapter.enqueuer is not None and not self._ahead:
+            self._send_workers_ahead()
         return iter(self._dataset)
 
     def _set_order(self, read: int, own: Mapping[str, Any]) -> None:
@@ -149,6 +171,7 @@ class PyDatasetFeed(Feed):
             # They begin to read, and to draw an order, as the epoch begins.
             self._set_order(int(state["read"]), state["own"])
             self._send_workers_ahead()
+            self._ahead = True
         yield from super()._rest_of_epoch(state, first)
         self._undo()
 
@@ -182,7 +205,7 @@ class PyDatasetFeed(Feed):
         self._undo()
         if self.adapter.enqueuer is not None:
             vars(self.adapter.enqueuer).pop("start", None)
-        for name in ("_finite_generator", "_infinite_generator"):
+        for name in ("_finite_generator", "_infinite_generator", "on_epoch_begin"):
             vars(self.adapter).pop(name, None)
 
 
@@ -206,11 +229,46 @@ def _python_state(saved: Any) -> tuple[Any, ...]:
     return version, tuple(int(word) for word in words), gauss
 
 
+class _Inside:
+    """What must stay as it is while the batches of an epoch are read, ahead of the training."""
+
+    def __init__(self, attributes: Attributes) -> None:
+        self._attributes = attributes
+        self._numpy = _numpy_state()
+
+    def changed(self) -> bool:
+        state, lost = self._attributes.changed()
+        return bool(state or lost) or _numpy_state() != self._numpy
+
+
+def _numpy_state() -> tuple[bytes, int]:
+    _, words, position, *_ = np.random.get_state(legacy=True)
+    return np.asarray(words).tobytes(), int(position)
+
+
 def _is_no_data(name: str, value: Any) -> bool:
-    """Whether an attribute may be stored: an index of samples may, samples and labels may not."""
-    if isinstance(value, np.ndarray) or (isinstance(value, list) and len(value) > 16):
-        array = np.asarray(value)
-        if array.ndim != 1 or array.dtype.kind not in "iu":
-            return False
-        return len(np.unique(array)) == len(array)
+    """Whether an attribute may be stored: an order of samples may, samples and labels may not."""
+    if isinstance(value, np.ndarray):
+        return _is_order(value)
+    if isinstance(value, (list, tuple)) and len(value) > _FEW:
+        return all(type(item) is int for item in value) and _is_order(np.asarray(value))
+    if isinstance(value, (list, tuple, set, frozenset, deque)):
+        return len(value) <= _FEW and all(_is_small(item) for item in value)
+    if isinstance(value, Mapping):
+        return len(value) <= _FEW and all(_is_small(item) for item in value.values())
     return True
+
+
+def _is_small(value: Any) -> bool:
+    return value is None or type(value) in (bool, int) or (type(value) is str and len(value) < 64)
+
+
+def _is_order(array: np.ndarray[Any, Any]) -> bool:
+    """Whether it holds every number below its length once."""
+    if array.ndim != 1 or array.dtype.kind not in "iu" or not len(array):
+        return False
+    seen = np.zeros(len(array), dtype=bool)
+    if array.min() < 0 or array.max() >= len(array):
+        return False
+    seen[array] = True
+    return bool(seen.all())

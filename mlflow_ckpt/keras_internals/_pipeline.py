@@ -5,19 +5,20 @@ iterator that was made, on one dataset object or on any derived from it, has the
 order, whether or not anybody read the ones before.
 
 An iterator checkpoint is symbolic (`Options.experimental_symbolic_checkpoint`): it says
-which elements are in the buffers, and does not hold them. About 490 bytes and 5 to 10
-microseconds per element of a shuffle buffer (measured on TensorFlow 2.21). Only
-transformations that were tried out are trusted with it: `cache()` makes the call hang.
+where each transformation stands. A shuffle alone writes its buffer down, so it may only
+have indices below it: samples must not get into a state file. About 5 to 10 microseconds
+per element of a buffer (measured on TensorFlow 2.21). Only transformations that were
+tried out are trusted with it: `cache()` makes the call hang.
 
-Leans on the classes of `tensorflow.python.data.ops`, on `DatasetV2._inputs`, and on
-`SerializeIterator` and `DeserializeIterator`.
+Leans on the classes of `tensorflow.python.data.ops`, on `DatasetV2._inputs` and
+`DatasetV2.__iter__`, and on `SerializeIterator` and `DeserializeIterator`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, wraps
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,11 @@ _CHECKPOINTED = frozenset({
     "_PrefetchDataset", "_RangeDataset", "_RepeatDataset", "_ShardDataset", "_ShuffleDataset",
     "_SkipDataset", "_TakeDataset", "_TensorSliceDataset", "_ZipDataset",
 })  # fmt: skip
+# What may lie below a shuffle, whose buffer is written down.
+_INDICES = frozenset({
+    "_RangeDataset", "_RepeatDataset", "_ShardDataset", "_ShuffleDataset", "_SkipDataset",
+    "_TakeDataset",
+})  # fmt: skip
 # A larger shuffle buffer would hold up each save for longer than 20 ms.
 _CHECKPOINTED_ELEMENTS = 1024
 
@@ -60,8 +66,8 @@ _CHECKPOINTED_ELEMENTS = 1024
 _HARMLESS = (
     "Assert", "HashTable", "LookupTable", "Placeholder", "PrintV2", "ReadVariableOp", "VarHandleOp",
     "StatefulPartitionedCall", "PartitionedCall", "If", "While", "Case", "TextLineDataset",
-    "TFRecordDataset", "FixedLengthRecordDataset", "DummySeedGenerator", "ShuffleDataset",
-    "InitializeTable", "MutableHashTable", "ResourceGather",
+    "TFRecordDataset", "FixedLengthRecordDataset", "InitializeTable", "MutableHashTable",
+    "ResourceGather", "TensorSliceDataset", "TensorDataset", "RangeDataset",
 )  # fmt: skip
 
 
@@ -132,14 +138,43 @@ def _reshuffles(node: Any) -> bool:
 
 # --- how many iterators were made ------------------------------------------------
 
+_COUNT = "_mlflow_ckpt_iterators"
+
+
+def count_iterators() -> None:
+    """Count, from now on, the iterators that are made over each reshuffling node.
+
+    TensorFlow counts them where nobody can read it. All of them count, also those that a
+    user's own code makes between epochs.
+    """
+    made_by = tf.data.Dataset.__iter__
+    if hasattr(made_by, _COUNT):
+        return
+
+    @wraps(made_by)
+    def counting(dataset: Any) -> Any:
+        iterator = made_by(dataset)
+        for node in shuffles(dataset):
+            vars(node)[_COUNT] = iterators_of(node) + 1
+        return iterator
+
+    setattr(counting, _COUNT, True)
+    tf.data.Dataset.__iter__ = counting
+
 
 def shuffles(dataset: Any) -> list[Any]:
-    """Nodes whose order depends on how many iterators were made before."""
+    """Nodes whose order depends on how many iterators were made before, the root's side first."""
     return [node for node in _nodes(dataset) if _reshuffles(node)]
 
 
-def counts_iterators(dataset: Any) -> bool:
-    """Whether each of `shuffles` counts exactly one for each iterator over the whole."""
+def iterators_of(node: Any) -> int:
+    """How many iterators over one of `shuffles` have been counted."""
+    found: int = vars(node).get(_COUNT, 0)
+    return found
+
+
+def counts_every_iterator(dataset: Any) -> bool:
+    """Whether each of `shuffles` gets exactly one iterator for each one over the whole."""
     return all(
         not any(_reshuffles(below) for below in _nodes(node))
         for node in _nodes(dataset)
@@ -147,11 +182,12 @@ def counts_iterators(dataset: Any) -> bool:
     )
 
 
-def make_iterators(dataset: Any, count: int) -> None:
-    """Count `count` iterators over `dataset` as made: only its shuffles keep count."""
-    for node in shuffles(dataset):
-        for _ in range(count):
+def make_iterators(nodes: Sequence[Any], counts: Sequence[int]) -> bool:
+    """Bring each of `shuffles` to its count; `False` if one had more already."""
+    for node, count in zip(nodes, counts, strict=True):
+        while iterators_of(node) < count:
             iter(node)
+    return [iterators_of(node) for node in nodes] == list(counts)
 
 
 # --- a checkpoint of an iterator --------------------------------------------------
@@ -161,8 +197,10 @@ def can_checkpoint(dataset: Any) -> bool:
     """Whether every transformation below is one that a symbolic checkpoint was tried with."""
     if any(type(node).__name__ not in _CHECKPOINTED for node in _nodes(dataset)):
         return False
-    buffers = sum(int(n._buffer_size) for n in _nodes(dataset) if "Shuffle" in type(n).__name__)
-    return buffers <= _CHECKPOINTED_ELEMENTS and why_not_exact(dataset) is None
+    shuffled = [node for node in _nodes(dataset) if type(node).__name__ == "_ShuffleDataset"]
+    indices = all(type(below).__name__ in _INDICES for node in shuffled for below in _nodes(node))
+    small = sum(int(node._buffer_size) for node in shuffled) <= _CHECKPOINTED_ELEMENTS
+    return indices and small and why_not_exact(dataset) is None
 
 
 def with_checkpoints(dataset: Any) -> Any:
@@ -173,7 +211,7 @@ def with_checkpoints(dataset: Any) -> Any:
 
 
 class IteratorCheckpoint:
-    """Where an iterator stands; it holds no element of the data.
+    """Where an iterator stands.
 
     It turns into an array of bytes when it is asked for one, which takes longer than to
     make it and can be done in another thread. TensorFlow logs a line at each one, at INFO.
