@@ -34,15 +34,13 @@ from mlflow_ckpt.keras_internals._exactness import Exactness
 _ONE_TO_ONE = frozenset({
     "CacheDataset", "_BatchDataset", "_FilterDataset", "_MapDataset", "_OptionsDataset",
     "_PaddedBatchDataset", "_ParallelBatchDataset", "_ParallelMapDataset", "_PrefetchDataset",
-    "_RebatchDataset", "_RestructuredDataset", "_ShardDataset", "_ShuffleDataset", "_SkipDataset",
+    "_RebatchDataset", "_RestructuredDataset", "_ShardDataset", "_SkipDataset",
     "_TakeDataset", "_TakeWhileDataset", "_UnbatchDataset", "_WindowDataset", "_ZipDataset",
     "_AssertCardinality", "_AssertCardinalityDataset", "_ScanDataset", "_UniqueDataset",
+    "_FlatMapDataset", "_InterleaveDataset", "_ParallelInterleaveDataset",
 })  # fmt: skip
 # These make iterators over their inputs as they are read.
-_AS_READ = frozenset({
-    "_ConcatenateDataset", "_FlatMapDataset", "_InterleaveDataset", "_ParallelInterleaveDataset",
-    "_RepeatDataset",
-})  # fmt: skip
+_AS_READ = frozenset({"_ConcatenateDataset", "_RepeatDataset", "_ShuffleDataset"})
 _SOURCES = frozenset({
     "_RangeDataset", "_TensorDataset", "_TensorSliceDataset", "_SparseTensorSliceDataset",
     "_CounterDataset", "TextLineDatasetV2", "TFRecordDatasetV2", "FixedLengthRecordDatasetV2",
@@ -163,8 +161,10 @@ def count_iterators() -> None:
 
 
 def shuffles(dataset: Any) -> list[Any]:
-    """Nodes whose order depends on how many iterators were made before, the root's side first."""
-    return [node for node in _nodes(dataset) if _reshuffles(node)]
+    """Nodes whose order depends on how many iterators were made, none below another one."""
+    if _reshuffles(dataset):
+        return [dataset]
+    return [node for source in inputs_of(dataset) for node in shuffles(source)]
 
 
 def iterators_of(node: Any) -> int:
@@ -174,11 +174,16 @@ def iterators_of(node: Any) -> int:
 
 
 def counts_every_iterator(dataset: Any) -> bool:
-    """Whether each of `shuffles` gets exactly one iterator for each one over the whole."""
-    return all(
-        not any(_reshuffles(below) for below in _nodes(node))
+    """Whether each reshuffling node gets exactly one iterator for each one over the whole.
+
+    A shuffle makes the iterator over its input when it is read, and not before.
+    """
+    return not any(
+        _reshuffles(below)
         for node in _nodes(dataset)
         if type(node).__name__ not in _ONE_TO_ONE
+        for source in inputs_of(node)
+        for below in _nodes(source)
     )
 
 
