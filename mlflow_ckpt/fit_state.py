@@ -83,32 +83,26 @@ class FitState:
             self._guard = guard.describe(self._model, self.feed)
         return self._guard
 
-    def can_go_inside(self, saved: Mapping[str, Any], found: Sequence[guard.Difference]) -> bool:
-        """Whether the position within an epoch, if `saved` has one, can be reached."""
-        data: Mapping[str, Any] | None = saved.get("data")
-        if data is not None and self.feed is not None and data["kind"] != self.feed.kind:
-            data = None
+    def same_input(self, saved: Mapping[str, Any], found: Sequence[guard.Difference]) -> bool:
+        """Whether the position in the input that `saved` has means the same in this fit."""
+        data = saved.get("data")
         if self.feed is None or not data or data["kind"] != self.feed.kind:
             return False
         return not any(difference.part in guard.DATA_PARTS for difference in found)
 
     def restore(
-        self, saved: Mapping[str, Any], *, goes_on: bool, behind: bool, batch: int
+        self, saved: Mapping[str, Any], *, callbacks: bool, place: bool, batch: int
     ) -> list[str]:
         """Give everything back but the model; return what found no place, in words.
 
         Args:
-            goes_on: Whether this fit is the one that `saved` is about, or a later one is: if
-                not, callbacks and input begin anew.
-            behind: Whether a later fit, whose turn comes, will find the place in the input.
+            callbacks: Whether their state is given back too.
+            place: Whether to go to the place in the input.
             batch: Batches of the first epoch that are trained already.
         """
-        data: Mapping[str, Any] | None = saved.get("data")
-        if data is not None and self.feed is not None and data["kind"] != self.feed.kind:
-            data = None
-        if self.feed is not None and data is not None and goes_on and not behind:
-            self.feed.resume(data, batch)
-        return self._restore(saved, callbacks=goes_on)
+        if place and self.feed is not None:
+            self.feed.resume(saved["data"], batch)
+        return self._restore(saved, callbacks=callbacks)
 
     def restore_inside(self, saved: Mapping[str, Any]) -> list[str]:
         """Give back what the beginning of the epoch has changed, and the metrics so far."""

@@ -140,8 +140,11 @@ def load_what_fits(model: keras.Model, files: Files, *, source: str) -> list[str
                 )
         except (ValueError, KeyError) as error:
             raise _mismatch(error, source) from error
-    left = [str(warning.message).splitlines()[0] for warning in caught]
-    return [*left, "the state of the optimizer, which starts anew"]
+    left = ["the state of the optimizer, which starts anew"]
+    for warning in caught:
+        if "could not be loaded" in str(warning.message):
+            left.insert(0, str(warning.message).partition("Example error")[0].strip(" ."))
+    return left
 
 
 def load_training_state(model: keras.Model, files: Files, *, source: str) -> None:

@@ -24,6 +24,7 @@ class Restored:
 
     Attributes:
         inside: Batches of the first epoch that are trained already.
+        whole: Whether the whole model file was loaded.
         left: What was in the checkpoint and found no place, in words.
         missing: Callbacks that had a state and are not there.
         differences: What is not as it was, and was allowed to be.
@@ -31,6 +32,7 @@ class Restored:
     """
 
     inside: int = 0
+    whole: bool = True
     left: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
@@ -64,10 +66,15 @@ def restore(
             other_versions=_other_versions(fetched.manifest.versions, store.versions()),
         )
         _load(model, fetched, allow, found, result)
-    if not begun.restart and fit_state.can_go_inside(state, found):
+    same_input = not begun.restart and fit_state.same_input(state, found)
+    if same_input:
         result.inside = int(state["batch"])
     result.left += fit_state.restore(
-        state, goes_on=not begun.restart, behind=begun.behind, batch=result.inside
+        state,
+        callbacks=not begun.restart,
+        # A later fit, whose turn comes, finds the place in the input itself.
+        place=same_input and not begun.behind,
+        batch=result.inside,
     )
     result.missing = fit_state.missing_callbacks
     return result
@@ -95,6 +102,7 @@ def _load(
         if "architecture" not in allow:
             raise _with_advice(error, "architecture") from error
         guard.refuse(found, allow, source=source)
+        result.whole = False
         result.differences.append("architecture")
         result.left += rehydrate.load_what_fits(model, fetched.files, source=source)
         return
@@ -104,6 +112,7 @@ def _load(
     except ModelMismatch as error:
         if "optimizer" not in allow:
             raise _with_advice(error, "optimizer") from error
+        result.whole = False
         result.left.append("the state of the optimizer, which starts anew")
         rehydrate.load_weights(model, fetched.files, source=source)
         return

@@ -65,7 +65,7 @@ class Resumption:
             say(f"{where}: accepted: {line}.")
         if not plan.finished:
             self._restored = restored
-        if restored.inside and not restored.left:
+        if restored.inside and restored.whole:
             variables_lie_in_memory = keras_internals.copies_on_write() is None and all(
                 keras_internals.can_borrow(v) for v in self._model.weights
             )
@@ -83,7 +83,8 @@ class Resumption:
             told: Whether another series of this fit has written the tags.
         """
         if self._restored is not None and plan.inside:
-            if self._mark is None or not self._mark.matches(self._model):
+            untouched = self._mark is not None and self._mark.matches(self._model)
+            if self._restored.whole and not untouched:
                 load_model_again(self._store, self._model, plan)
             self._restored.left += self._fit_state.restore_inside(plan.state)
         self.release()
