@@ -17,6 +17,9 @@ from doubles import StopHere
 
 from mlflow_ckpt import EpochData, MlflowCheckpoint
 
+# What Keras says of every epoch whose length it does not know.
+pytestmark = pytest.mark.filterwarnings("ignore:Your input ran out of data")
+
 Forget = Callable[[], None]
 Arguments = dict[str, Any]
 
@@ -273,7 +276,24 @@ HONEST: dict[str, Callable[[], Arguments]] = {
     "py-dataset-shuffles-pairs": lambda: {"x": ShufflesPairs()},
     "validation-py-dataset": lambda: arrays(validation_data=NumpyAtEnd()),
 }
-KILLS = {"first-batch": 7, "middle": 9, "last-batch": 12}
+# How often to save, and the batch after which to stop: one epoch has six, or five.
+STOPS = {"first-batch": (7, 8), "middle": (3, 10), "last-batch": (11, 12)}
+# The others, and the first and the last batch, are slow.
+DEFAULT = {
+    "arrays",
+    "class-weight",
+    "validation-shuffled",
+    "tf-data",
+    "tf-data-unknown-length",
+    "tf-data-repeat-large",
+    "tf-data-split",
+    "epoch-data-factory",
+    "py-dataset-infinite",
+    "py-dataset-methods",
+    "py-dataset-numpy-at-begin",
+    "py-dataset-workers-numpy",
+    *HONEST,
+}
 
 
 def build(**compiled: Any) -> keras.Model:
@@ -288,14 +308,18 @@ def build(**compiled: Any) -> keras.Model:
 
 
 def attempt(
-    make: Callable[[], Arguments], run_id: str | None, stop: int | None, **compiled: Any
+    make: Callable[[], Arguments],
+    run_id: str | None,
+    every: int,
+    stop: int | None,
+    **compiled: Any,
 ) -> tuple[str, keras.Model, Any, Calls]:
     """What a script does, as in a process of its own."""
     keras.utils.set_random_seed(3)
     model, calls, arguments = build(**compiled), Calls(), make()
     if isinstance(arguments["x"], tf.data.Dataset):
         arguments["shuffle"] = False  # Keras warns otherwise.
-    checkpoint = MlflowCheckpoint(save_freq=1, keep=None, monitor=None)
+    checkpoint = MlflowCheckpoint(save_freq=every, keep=None, monitor=None)
     callbacks = [checkpoint, calls, *arguments.pop("callbacks", []), Stop(stop)]
     with mlflow.start_run(run_id=run_id) as run:
         result = None
@@ -316,57 +340,61 @@ def forget_references() -> Iterator[None]:
 
 
 def broken_off(
-    name: str, make: Callable[[], Arguments], stop: int, forget: Forget, **compiled: Any
+    name: str,
+    make: Callable[[], Arguments],
+    stop: tuple[int, int],
+    forget: Forget,
+    **compiled: Any,
 ) -> tuple[bool, str]:
     """Whether it ended like the one that nobody broke off, and what its run says."""
-    key = f"{name} {compiled}"
+    every, at = stop
+    key = f"{name} {every} {compiled}"
     if key not in _WHOLE:
         forget()
-        _, model, result, calls = attempt(make, None, None, **compiled)
+        _, model, result, calls = attempt(make, None, every, None, **compiled)
         _WHOLE[key] = model, result.history, calls.heard
     reference, history, heard = _WHOLE[key]
     forget()
-    run_id, *_ = attempt(make, None, stop, **compiled)
+    run_id, *_ = attempt(make, None, every, at, **compiled)
     forget()
-    _, model, result, calls = attempt(make, run_id, None, **compiled)
+    _, model, result, calls = attempt(make, run_id, every, None, **compiled)
     assert 0 < len(calls.heard) < len(heard)
     assert calls.heard == heard[-len(calls.heard) :]
     tags = mlflow.get_run(run_id).data.tags
     return same(model, reference) and result.history == history, tags["ckpt.resume_exact"]
 
 
-def cells(cases: dict[str, Any], default: dict[str, int]) -> list[Any]:
+def cells(cases: dict[str, Any]) -> list[Any]:
     return [
         pytest.param(
             name,
             stop,
             id=f"{name}-{where}",
-            marks=[] if where in default else [pytest.mark.slow],
+            marks=[] if where == "middle" and name in DEFAULT else [pytest.mark.slow],
         )
         for name in cases
-        for where, stop in KILLS.items()
+        for where, stop in STOPS.items()
     ]
 
 
-@pytest.mark.parametrize(("name", "stop"), cells(EXACT, {"middle": 9}))
+@pytest.mark.parametrize(("name", "stop"), cells(EXACT))
 def test_the_rest_of_an_epoch_is_what_it_would_have_been(
-    name: str, stop: int, another_process: Forget
+    name: str, stop: tuple[int, int], another_process: Forget
 ) -> None:
     assert broken_off(name, EXACT[name], stop, another_process)[0]
 
 
-@pytest.mark.parametrize(("name", "stop"), cells(HONEST, {"middle": 9}))
-def test_no_run_says_true_that_is_not(name: str, stop: int, another_process: Forget) -> None:
+@pytest.mark.parametrize(("name", "stop"), cells(HONEST))
+def test_no_run_says_true_that_is_not(
+    name: str, stop: tuple[int, int], another_process: Forget
+) -> None:
     exact, said = broken_off(name, HONEST[name], stop, another_process)
     assert exact or said != "true"
 
 
-@pytest.mark.parametrize("stop", [7, 11])
-def test_an_epoch_of_workers_without_end_goes_on_at_a_boundary(
-    stop: int, another_process: Forget
-) -> None:
+def test_an_epoch_of_workers_without_end_goes_on_at_a_boundary(another_process: Forget) -> None:
     name = "py-dataset-workers-infinite"
-    assert broken_off(name, EXACT[name], stop, another_process)[0]
+    assert broken_off(name, EXACT[name], (5, 11), another_process)[0]
 
 
 @pytest.mark.parametrize(
@@ -380,7 +408,78 @@ def test_an_epoch_of_workers_without_end_goes_on_at_a_boundary(
     ],
 )
 def test_no_sample_is_in_a_checkpoint(make: Callable[[], Arguments], tmp_path: Path) -> None:
-    attempt(make, None, 9)
+    attempt(make, None, 4, 9)
     files = [path.read_bytes() for path in tmp_path.rglob("training_state.h5")]
     assert files
     assert not any(sample.tobytes() in file for file in files for sample in X)
+
+
+# --- other ways through an epoch ------------------------------------------------------
+
+
+def test_steps_per_execution_that_does_not_divide_the_epoch(another_process: Forget) -> None:
+    def given() -> Arguments:
+        return {"x": shuffled().take(40).batch(BATCH)}  # five batches
+
+    compiled = {"run_eagerly": False, "steps_per_execution": 2, "jit_compile": False}
+    assert broken_off("spe", given, (4, 9), another_process, **compiled) == (True, "true")
+
+
+def test_the_progress_bar_begins_at_the_right_batch(
+    another_process: Forget, capsys: pytest.CaptureFixture[str]
+) -> None:
+    another_process()
+    run_id, *_ = attempt(arrays, None, 3, 10)
+    another_process()
+    capsys.readouterr()
+    keras.utils.set_random_seed(3)
+    with mlflow.start_run(run_id=run_id):
+        callbacks = [MlflowCheckpoint(save_freq=3, keep=None, monitor=None), Calls(), Stop(None)]
+        build().fit(X, Y, batch_size=BATCH, epochs=2, verbose=1, callbacks=callbacks)
+    out = capsys.readouterr().out
+    assert "Epoch 2/2" in out
+    assert "4/6" in out
+    assert "3/6" not in out
+
+
+def test_a_schedule_that_multiplies_is_applied_once(another_process: Forget) -> None:
+    def given() -> Arguments:
+        schedule = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate * 0.5)
+        return arrays(callbacks=[schedule])
+
+    assert broken_off("schedule", given, (3, 10), another_process) == (True, "true")
+
+
+def test_nothing_is_left_behind_in_the_model(another_process: Forget) -> None:
+    another_process()
+    run_id, *_ = attempt(arrays, None, 3, 10)
+    another_process()
+    _, model, _, _ = attempt(arrays, run_id, 3, None)
+    calls = Calls()
+    model.fit(X, Y, batch_size=BATCH, epochs=1, verbose=0, callbacks=[calls])
+    assert [batch for kind, batch in calls.heard if kind == "begin"] == list(range(BATCHES))
+
+
+def test_one_dataset_in_two_fits_of_which_the_second_is_broken_off(
+    another_process: Forget,
+) -> None:
+    def script(run_id: str | None, stop: int | None) -> tuple[str, keras.Model]:
+        keras.utils.set_random_seed(3)
+        model, whole = build(), shuffled(4800)
+        first, second = whole.batch(BATCH), whole.batch(BATCH).prefetch(1)
+        with mlflow.start_run(run_id=run_id) as run:
+            for data, at in ((first, None), (second, stop)):
+                checkpoint = MlflowCheckpoint(save_freq=4, keep=None, monitor=None)
+                try:
+                    model.fit(data, epochs=2, verbose=0, callbacks=[checkpoint, Stop(at)])
+                except StopHere:
+                    assert at
+        return run.info.run_id, model
+
+    another_process()
+    _, reference = script(None, None)
+    another_process()
+    run_id, _ = script(None, 9)
+    another_process()
+    assert same(script(run_id, None)[1], reference)
+    assert mlflow.get_run(run_id).data.tags["ckpt.resume_exact"] == "true"

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mlflow_ckpt.keras_internals import _pipeline
+from mlflow_ckpt.keras_internals import _pipeline, _skipping
 from mlflow_ckpt.keras_internals._pipeline import (
     _CHECKPOINTED,
     IteratorCheckpoint,
-    advance,
     can_checkpoint,
     count_iterators,
     counts_every_iterator,
@@ -26,6 +25,7 @@ from mlflow_ckpt.keras_internals._pipeline import (
     why_not_exact,
     with_checkpoints,
 )
+from mlflow_ckpt.keras_internals._skipping import advance, without_first
 
 pytestmark = pytest.mark.pure
 
@@ -520,6 +520,34 @@ def test_a_shuffle_below_what_reads_it_several_times_is_not_counted(
 # --- read on ------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("count", [1, 3, 5])
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda: shuffled().map(lambda n: n * 2).batch(4), id="map-batch"),
+        pytest.param(
+            lambda: shuffled().batch(4).map(lambda n: n + 1, num_parallel_calls=2).prefetch(2),
+            id="batch-map-prefetch",
+        ),
+        pytest.param(
+            lambda: numbers().shuffle(5, seed=3).batch(4, drop_remainder=True), id="drop-remainder"
+        ),
+        pytest.param(
+            lambda: Dataset.zip((shuffled(), numbers())).map(lambda a, b: (a, b * 2)).batch(3),
+            id="pairs",
+        ),
+        pytest.param(lambda: shuffled().repeat(3).batch(7), id="repeat"),
+        pytest.param(lambda: shuffled().filter(lambda n: n % 2 == 0).batch(2), id="filter"),
+        pytest.param(lambda: with_checkpoints(shuffled().batch(4)), id="options"),
+        pytest.param(lambda: shuffled().map(lambda n: (n, (n, n))).batch(4), id="structure"),
+    ],
+)
+def test_what_is_left_without_the_first_is_the_same(make: Make, count: int) -> None:
+    whole, left = make(), without_first(make(), count)
+    assert read(iter(left)) == read(iter(whole))[count:]
+    assert left.element_spec == whole.element_spec
+
+
 @pytest.mark.parametrize("count", [0, 1, 10, 11, 23])
 def test_advance_reads_exactly_so_many(count: int) -> None:
     one, other = iter(shuffled()), iter(shuffled())
@@ -538,7 +566,7 @@ def test_advance_beyond_the_end_raises() -> None:
 
 def test_a_long_way_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter(range(0, 1000, 6))
-    monkeypatch.setattr(_pipeline.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr(_skipping.time, "perf_counter", lambda: next(now))
     told: list[tuple[int, float]] = []
     advance(iter(Dataset.range(3000)), 2500, lambda n, s: told.append((n, s)))
     assert told == [(10, 6)]

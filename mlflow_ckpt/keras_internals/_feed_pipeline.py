@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from mlflow_ckpt.keras_internals import _pipeline
+from mlflow_ckpt.keras_internals import _pipeline, _skipping
 from mlflow_ckpt.keras_internals._exactness import Exactness
 from mlflow_ckpt.keras_internals._feed import Feed
 from mlflow_ckpt.say import say
@@ -62,25 +62,27 @@ class PipelineFeed(Feed):
         }
 
     def _iterator_at(self, read: int, own: Mapping[str, Any]) -> Any:
-        iterator = iter(self._dataset)
-        if (
-            own.get("iterator") is not None
-            and own["tensorflow"] == tf.__version__
-            and self._checkpoints
-        ):
-            _pipeline.restore_checkpoint(iterator, own["iterator"])
-        elif read:
-            self._read_again(iterator, read)
-        return iterator
+        stored = own.get("iterator")
+        if stored is not None and own["tensorflow"] == tf.__version__ and self._checkpoints:
+            iterator = iter(self._dataset)
+            _pipeline.restore_checkpoint(iterator, stored)
+            return iterator
+        return self._read_again(read) if read else iter(self._dataset)
 
-    def _read_again(self, iterator: Any, count: int) -> None:
+    def _read_again(self, count: int) -> Any:
+        """An iterator that has `count` elements behind it."""
+
         def tell(read: int, seconds: float) -> None:
             whole = seconds / read * count
             say(f"reading {count} batches of the input again to find the place: ~{whole:.0f} s.")
 
-        seconds = _pipeline.advance(iterator, count, tell)
+        skipped = count - 1 if _pipeline.why_not_exact(self._dataset) is None else 0
+        iterator = iter(_skipping.without_first(self._dataset, skipped))
+        # The last one is read, so that the time it takes is taken here.
+        seconds = _skipping.advance(iterator, count - skipped, tell)
         if seconds > 5:
             say(f"read {count} batches of the input again in {seconds:.1f} s.")
+        return iterator
 
 
 class OtherFeed(PipelineFeed):

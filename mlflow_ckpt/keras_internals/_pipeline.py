@@ -16,9 +16,8 @@ Leans on the classes of `tensorflow.python.data.ops`, on `DatasetV2._inputs` and
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache, wraps
+from collections.abc import Iterator, Sequence
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -235,38 +234,3 @@ def restore_checkpoint(iterator: Any, saved: np.ndarray[Any, Any]) -> None:
     """Bring a new iterator over the same pipeline to where another one was checkpointed."""
     state = tf.io.parse_tensor(saved.tobytes(), tf.variant)
     gen_dataset_ops.deserialize_iterator(iterator._iterator_resource, state)
-
-
-# --- or read on --------------------------------------------------------------------
-
-
-def advance(iterator: Any, count: int, tell: Callable[[int, float], None]) -> float:
-    """Read `count` elements and drop them, without Python in between; return the seconds.
-
-    Args:
-        tell: Called once, when it has taken longer than 5 s, with the number of elements
-            read so far and the seconds.
-    """
-    began, read, told = time.perf_counter(), 0, False
-    while read < count:
-        step = min(count - read, 1000 if read else 10)
-        _drop()(iterator, tf.constant(step, tf.int64))
-        read += step
-        seconds = time.perf_counter() - began
-        if seconds > 5 and not told:
-            tell(read, seconds)
-            told = True
-    return time.perf_counter() - began
-
-
-@cache
-def _drop() -> Any:
-    def drop(iterator: Any, count: Any) -> Any:
-        def body(i: Any) -> Any:
-            iterator.get_next()
-            return i + 1
-
-        start = tf.constant(0, tf.int64)
-        return tf.while_loop(lambda i: i < count, body, [start], parallel_iterations=1)
-
-    return tf.function(drop, autograph=False)

@@ -1,6 +1,6 @@
 """TensorFlow's own random state, which lies beside Keras's, NumPy's and Python's.
 
-Leans on the eager context's `_rng` (seeds of random operations), on
+Leans on the eager context's `_rng` (seeds of random operations) and kernel cache, on
 `stateful_random_ops.global_generator`, and on `tf.function._list_all_concrete_functions`.
 """
 
@@ -46,6 +46,8 @@ def restore_tensorflow_random_state(saved: Mapping[str, Any] | None) -> None:
     from tensorflow.python.eager import context
 
     rng = getattr(context.context(), "_rng", None)
+    # Operations that ran before keep a count of their own; `tf.random.set_seed` drops it too.
+    context.context().clear_kernel_cache()
     if rng is not None and saved["seeds"] is not None:
         version, words, gauss = saved["seeds"]
         rng.setstate((version, tuple(int(word) for word in words), gauss))
