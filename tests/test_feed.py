@@ -317,7 +317,7 @@ def attempt(
     """What a script does, as in a process of its own."""
     keras.utils.set_random_seed(3)
     model, calls, arguments = build(**compiled), Calls(), make()
-    if isinstance(arguments["x"], tf.data.Dataset):
+    if isinstance(arguments["x"], (tf.data.Dataset, Infinite)):
         arguments["shuffle"] = False  # Keras warns otherwise.
     checkpoint = MlflowCheckpoint(save_freq=every, keep=None, monitor=None)
     callbacks = [checkpoint, calls, *arguments.pop("callbacks", []), Stop(stop)]
@@ -471,7 +471,8 @@ def test_one_dataset_in_two_fits_of_which_the_second_is_broken_off(
             for data, at in ((first, None), (second, stop)):
                 checkpoint = MlflowCheckpoint(save_freq=4, keep=None, monitor=None)
                 try:
-                    model.fit(data, epochs=2, verbose=0, callbacks=[checkpoint, Stop(at)])
+                    callbacks = [checkpoint, Stop(at)]
+                    model.fit(data, epochs=2, shuffle=False, verbose=0, callbacks=callbacks)
                 except StopHere:
                     assert at
         return run.info.run_id, model
