@@ -23,8 +23,8 @@ from mlflow_ckpt.policy import Every, Keep
 from mlflow_ckpt.resume_option import Resume
 from mlflow_ckpt.saver import SavePolicy, WhenBusy
 from mlflow_ckpt.selector import Mode, validate_series
-from mlflow_ckpt.session import Session
-from mlflow_ckpt.stats import Meter, Stats
+from mlflow_ckpt.stats import Stats
+from mlflow_ckpt.tail import Tail
 from mlflow_ckpt.trace import PROBE
 
 _LATER = {
@@ -103,7 +103,7 @@ class MlflowCheckpoint(keras.callbacks.Callback):
             resume=Resume.parse(resume),
             log_metrics=log_metrics,
         )
-        self._tail: _Tail | None = None
+        self._tail: Tail | None = None
 
     def stats(self) -> Stats:
         """What the checkpoints of the running `fit` cost so far; after it, of the last one."""
@@ -127,49 +127,13 @@ class MlflowCheckpoint(keras.callbacks.Callback):
         """Nothing: its presence makes Keras call batch hooks in line, in order."""
 
 
-class _Tail(keras.callbacks.Callback):
-    """Stands behind every other callback and forwards to the session."""
-
-    def __init__(self, options: Options, callbacks: keras.callbacks.CallbackList) -> None:
-        super().__init__()
-        self.callbacks = callbacks
-        self._options = options
-        self.meter = Meter()
-        self.session: Session | None = None
-
-    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        self.session = Session(self._options, self.model, self.callbacks, self.meter)
-        self.session.begin(self.params or {})
-
-    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        self._running.epoch_begin()
-
-    def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        self.meter.step_began()
-
-    def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        self._running.batch_end(batch, logs)
-
-    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        self._running.epoch_end(epoch, logs)
-
-    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
-        self._running.end()
-        self.session = None
-
-    @property
-    def _running(self) -> Session:
-        assert self.session is not None, "on_train_begin comes first"
-        return self.session
-
-
-def _new_tail(options: Options, callbacks: keras.callbacks.CallbackList) -> _Tail:
+def _new_tail(options: Options, callbacks: keras.callbacks.CallbackList) -> Tail:
     """The tail of a fit; one that records what it sees in a process that `testing` watches."""
     if PROBE in os.environ:
         from mlflow_ckpt.probe import ProbingTail
 
         return ProbingTail(options, callbacks)
-    return _Tail(options, callbacks)
+    return Tail(options, callbacks)
 
 
 def _refuse_later(**arguments: Any) -> None:

@@ -19,14 +19,14 @@ import numpy as np
 from blake3 import blake3
 
 from mlflow_ckpt import fingerprint
-from mlflow_ckpt.callback import _Tail
 from mlflow_ckpt.store import Store
+from mlflow_ckpt.tail import Tail
 from mlflow_ckpt.trace import KILLED, PROBE, Fit, State, Task
 
 _DIGEST = 16  # bytes: enough against chance, and a trace holds many
 
 
-class ProbingTail(_Tail):
+class ProbingTail(Tail):
     """The tail of a fit that also notes what every batch made of the model.
 
     Of several in one fit the first one records: all of them see the same model.

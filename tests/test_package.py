@@ -83,7 +83,8 @@ def test_imports_only_go_down() -> None:
         {"resumption"},
         {"neighbours"},
         {"session"},
-        {"callback"},
+        {"tail"},
+        {"callback", "probe"},
         {"cli"},
     ]
     height = {module: n for n, level in enumerate(levels) for module in level}

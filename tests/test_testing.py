@@ -18,7 +18,7 @@ import pytest
 from builders import mlp
 from click.testing import CliRunner
 
-from mlflow_ckpt import MlflowCheckpoint, callback, cli, proof, target, trial
+from mlflow_ckpt import MlflowCheckpoint, cli, proof, tail, target, trial
 from mlflow_ckpt.errors import ConfigError
 from mlflow_ckpt.proof import NotExact, Process, Proof
 from mlflow_ckpt.testing import assert_exact_resume
@@ -555,7 +555,7 @@ def test_nothing_is_recorded_in_a_process_that_is_not_watched(
 ) -> None:
     checkpoint = MlflowCheckpoint()
     keras.callbacks.CallbackList([checkpoint], model=mlp())
-    assert type(checkpoint._tail) is callback._Tail
+    assert type(checkpoint._tail) is tail.Tail
     monkeypatch.setenv(PROBE, "/nowhere")
     keras.callbacks.CallbackList([checkpoint], model=mlp())
     assert type(checkpoint._tail).__name__ == "ProbingTail"
