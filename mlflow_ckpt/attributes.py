@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import inspect
 import random
-import re
 import types
 import weakref
 from collections import deque
@@ -24,6 +23,7 @@ import numpy as np
 from blake3 import blake3
 
 from mlflow_ckpt.errors import ConfigError
+from mlflow_ckpt.naming import is_data, is_secret
 from mlflow_ckpt.plain import TAG, Decoder, Encoder, NoPlace, detached, digest
 
 LIMIT = 2**20
@@ -33,30 +33,8 @@ _WHOLE, _SAMPLES, _SAMPLE = 16 * LIMIT, 64, 65536  # of arrays, in bytes
 
 # Keras sets these at every fit; they are no state of the callback's.
 _NEVER = frozenset({"_model", "model", "params"})
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
-_HINT = re.compile("key|token|pwd|passw|passphrase|secret|credential|authorization", re.IGNORECASE)
-_SECRET_WORDS = frozenset({"apikey", "key", "pwd", "token"})
-_SECRET = re.compile(
-    "secret|passw|passphrase|credential|apikey|authorization|token$", re.IGNORECASE
-)
-_DATA = frozenset({"data", "dataset", "datasets", "ds", "image", "images", "labels", "x", "y"})
-_SPLIT = frozenset({"train", "training", "val", "valid", "validation", "test", "eval"})
 _CHANGEABLE = (bytearray, list, dict, set, deque, np.ndarray)
 _GENERATORS = (np.random.Generator, np.random.RandomState, random.Random)
-
-
-def is_secret(name: str) -> bool:
-    """Whether `name` says that its value is one: `api_key`, `accessToken`; not `keys`."""
-    if not _HINT.search(name):  # Dicts can have many names.
-        return False
-    words = _WORD.findall(name)
-    return any(w.lower() in _SECRET_WORDS or _SECRET.search(w) for w in words)
-
-
-def is_data(name: str) -> bool:
-    """Whether `name` says that its value is training data: `x_train`, `validation_data`."""
-    words = {word.lower() for word in _WORD.findall(name) if not word.isdigit()} - _SPLIT
-    return bool(words) and words <= _DATA
 
 
 class Attributes:

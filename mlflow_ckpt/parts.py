@@ -8,7 +8,11 @@ from typing import Any
 
 import keras
 
+from mlflow_ckpt import keras_internals
 from mlflow_ckpt.curves import Curves
+from mlflow_ckpt.fit_state import FitState
+from mlflow_ckpt.monitor import Monitor
+from mlflow_ckpt.options import Options
 from mlflow_ckpt.record import Checkpoint, Run, Series
 from mlflow_ckpt.resume import Plan
 from mlflow_ckpt.saver import SavePolicy
@@ -22,6 +26,26 @@ def new_series(run: Run, name: str) -> Series:
     """The first fit series of a run owns the plain metric names; each further one is prefixed."""
     taken = any(series.prefix == "" for series in run.series.values())
     return Series(name=name, prefix=f"{name}/" if taken else "")
+
+
+def new_fit_state(model: keras.Model, callbacks: keras.callbacks.CallbackList) -> FitState:
+    """What the running fit remembers, and where it stands in its input."""
+    return FitState(model, callbacks.callbacks, keras_internals.find_feed(model))
+
+
+def new_monitor(
+    options: Options, series: Series, begun: Plan, model: keras.Model, arguments: Mapping[str, Any]
+) -> Monitor:
+    """What ranks the checkpoints of a fit; it knows the best value so far of the same quantity."""
+    same = series.monitor == options.monitor
+    return Monitor(
+        options.monitor,
+        options.mode,
+        series=series,
+        best=begun.best if same else None,
+        model=model,
+        arguments=arguments,
+    )
 
 
 def new_writer(store: Store, run: Run, saves: SavePolicy, meter: Meter) -> Writer:

@@ -19,7 +19,6 @@ import keras
 
 from mlflow_ckpt import keras_internals, neighbours, parts, policy, resume
 from mlflow_ckpt.fit_state import FitState
-from mlflow_ckpt.monitor import Monitor
 from mlflow_ckpt.options import Options
 from mlflow_ckpt.policy import Moment
 from mlflow_ckpt.record import Series
@@ -88,7 +87,9 @@ class Session:
         )
         others = neighbours.sessions(self._callbacks, Session)
         shared = [other.fit_state for other in others if other is not self and other.fresh]
-        self.fit_state: FitState = shared[0] if shared else self._new_fit_state()
+        self.fit_state: FitState = (
+            shared[0] if shared else parts.new_fit_state(self._model, self._callbacks)
+        )
         self.resumption = Resumption(
             self._store, self._run, self._model, self.fit_state, self._options.resume
         )
@@ -110,7 +111,9 @@ class Session:
         self._counts = Counts(epoch=begun.epoch, step=begun.step, best=begun.best)
         self._asked_step = begun.step
         self._store.prepare_experiment(self._run)
-        self._monitor = self._new_monitor()
+        self._monitor = parts.new_monitor(
+            self._options, self._series, begun, self._model, self._arguments
+        )
         if self._is_new(self._monitor.series):
             self._store.set_series(self._run, self._monitor.series)
         self._take_series(self._monitor.series)
@@ -125,10 +128,6 @@ class Session:
         """Whether it has begun, and trained nothing yet."""
         return self._began and not self._trained
 
-    def _new_fit_state(self) -> FitState:
-        feed = keras_internals.find_feed(self._model)
-        return FitState(self._model, self._callbacks.callbacks, feed)
-
     def follows(self, plan: Plan) -> bool:
         """Whether this session has begun in the same fit, from a checkpoint, as `plan` does."""
         return self.fresh and self.plan.resumed and plan.resumed
@@ -139,17 +138,6 @@ class Session:
         self.resumption.withdraw()
         self._counts.epoch, self._counts.step = plan.epoch, plan.step
         self._asked_step = plan.step
-
-    def _new_monitor(self) -> Monitor:
-        same = self._series.monitor == self._options.monitor
-        return Monitor(
-            self._options.monitor,
-            self._options.mode,
-            series=self._series,
-            best=self.plan.best if same else None,
-            model=self._model,
-            arguments=self._arguments,
-        )
 
     def _new_saver(self) -> Saver:
         saves, mlflow_draws = self._options.saves, parts.mlflow_draws(self._callbacks.callbacks)

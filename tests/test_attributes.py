@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
 from mlflow_ckpt import training_state
-from mlflow_ckpt.attributes import LIMIT, Attributes, is_data, is_secret, restore
+from mlflow_ckpt.attributes import LIMIT, Attributes, restore
 from mlflow_ckpt.errors import ConfigError, ManifestError
+from mlflow_ckpt.naming import is_data, is_secret
 from mlflow_ckpt.plain import TAG, Decoder, Encoder, NoPlace, digest
 
 pytestmark = pytest.mark.pure

@@ -67,7 +67,7 @@ def test_the_pure_modules_know_no_framework_and_no_clock(module: str) -> None:
 def test_imports_only_go_down() -> None:
     levels = [
         {"errors"},
-        {"selector", "policy", "manifest", "record", "resume_option", "say"},
+        {"selector", "policy", "manifest", "record", "resume_option", "say", "naming"},
         {"plain", "plain_objects", "attributes"},
         {"keras_internals", "stream"},
         {"archive", "layout", "fingerprint", "formats", "host_copy", "structure", "training_state"},
