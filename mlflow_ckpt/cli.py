@@ -218,18 +218,22 @@ def _pairs(_: click.Context, __: click.Parameter, words: tuple[str, ...]) -> dic
     return found
 
 
+def _params(what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return click.option(
+        "-P",
+        "--param",
+        "params",
+        metavar="NAME=VALUE",
+        multiple=True,
+        callback=_pairs,
+        help=f"{what} May be given several times.",
+    )
+
+
 @main.command()
 @_run_id
 @_selector
-@click.option(
-    "-P",
-    "--param",
-    "params",
-    metavar="NAME=VALUE",
-    multiple=True,
-    callback=_pairs,
-    help="Override a parameter of the run. May be given several times.",
-)
+@_params("Override a parameter of the run.")
 @click.option("--name", metavar="TEXT", help="Name of the new run.")
 @_common
 def fork(run_id: str, which: str, params: dict[str, str], name: str | None) -> None:
@@ -263,15 +267,7 @@ def _batches(
 @click.option(
     "-e", "--entry-point", metavar="NAME", default="main", show_default=True, help="What trains."
 )
-@click.option(
-    "-P",
-    "--param",
-    "params",
-    metavar="NAME=VALUE",
-    multiple=True,
-    callback=_pairs,
-    help="A parameter of the entry point. May be given several times.",
-)
+@_params("A parameter of the entry point.")
 @click.option(
     "--kill-at",
     "kills",

@@ -20,6 +20,7 @@ from mlflow_ckpt.restore import Restored, load_model_again, restore
 from mlflow_ckpt.resume import Plan
 from mlflow_ckpt.resume_option import Resume
 from mlflow_ckpt.say import say
+from mlflow_ckpt.snapshot import mark
 from mlflow_ckpt.state_mark import StateMark
 from mlflow_ckpt.store import Store
 
@@ -66,10 +67,7 @@ class Resumption:
         if not plan.finished:
             self._restored = restored
         if restored.inside and restored.whole:
-            variables_lie_in_memory = keras_internals.copies_on_write() is None and all(
-                keras_internals.can_borrow(v) for v in self._model.weights
-            )
-            self._mark = StateMark(self._model, borrow=variables_lie_in_memory)
+            self._mark = mark(self._model)
         return plan
 
     def withdraw(self) -> None:
@@ -97,9 +95,15 @@ class Resumption:
         self._store.set_tags(self._run, self._tags)
 
     def first_batch(self) -> None:
-        """Look at the train step, which is compiled by now."""
+        """Look at the train step, which is compiled by now, and at the place in the input.
+
+        Inside an epoch the input goes to its place when its first batch is asked for.
+        """
         if not self._tags:
             return
+        found = self._fit_state.feed.exactness() if self._fit_state.feed is not None else None
+        if found is not None and found.level != "true":
+            self._degrade(found.level, found.reason)
         operation = keras_internals.uncountable_operation(self._model)
         if operation is not None:
             self._degrade("unknown", f"the train step runs the operation {operation}")
@@ -111,6 +115,8 @@ class Resumption:
 
     def _degrade(self, level: str, reason: str) -> None:
         value = exactness.exact_tag([(level, reason)], self._tags[RESUME_EXACT_TAG])
+        if value == self._tags[RESUME_EXACT_TAG]:
+            return
         self._tags = {**self._tags, RESUME_EXACT_TAG: value}
         self._store.set_tags(self._run, {RESUME_EXACT_TAG: value})
 

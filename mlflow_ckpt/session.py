@@ -177,10 +177,6 @@ class Session:
         """Batches completed in the series."""
         return self._counts.step
 
-    def settle(self) -> None:
-        """Wait until what was handed over is committed, or has failed."""
-        self._writer.join()
-
     def epoch_begin(self) -> None:
         """Go on where the checkpoint stands, if this is the first epoch."""
         keras_internals.clear_initial_epoch(self._model)

@@ -189,8 +189,13 @@ class Capturer:
 
     def mark(self) -> StateMark:
         """Remember what the model holds now, to ask later whether it still does."""
-        variables = fingerprint.state_variables(self._model)
-        return StateMark(self._model, borrow=why_not_copy_on_write(variables) is None)
+        return mark(self._model)
+
+
+def mark(model: keras.Model) -> StateMark:
+    """Remember what `model` holds now, in its own buffers where they can be shared."""
+    variables = fingerprint.state_variables(model)
+    return StateMark(model, borrow=why_not_copy_on_write(variables) is None)
 
 
 def capture(model: keras.Model, *, weights_only: bool = False) -> Snapshot:

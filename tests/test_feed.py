@@ -484,3 +484,16 @@ def test_one_dataset_in_two_fits_of_which_the_second_is_broken_off(
     another_process()
     assert same(script(run_id, None)[1], reference)
     assert mlflow.get_run(run_id).data.tags["ckpt.resume_exact"] == "true"
+
+
+def test_a_dataset_that_was_read_further_in_this_process_is_not_called_exact(
+    another_process: Forget,
+) -> None:
+    """Its shuffle cannot go back: only a new dataset object begins at the first order."""
+    dataset = shuffled(4800).batch(BATCH)
+    another_process()
+    run_id, *_ = attempt(lambda: {"x": dataset}, None, 3, 10)
+    another_process()
+    attempt(lambda: {"x": dataset}, run_id, 3, None)
+    said = mlflow.get_run(run_id).data.tags["ckpt.resume_exact"]
+    assert said == "unknown: more iterators were made over a shuffle than before"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 from mlflow_ckpt.keras_internals import _pipeline
@@ -19,6 +20,11 @@ class EpochDataFeed(Feed):
         return {**super().facts(), "order": self.adapter.get_config()}
 
     def _input_exactness(self) -> Exactness:
+        return self._first_epoch_exactness
+
+    @cached_property
+    def _first_epoch_exactness(self) -> Exactness:
+        # Asked at every checkpoint, and to make an epoch's dataset draws its whole order.
         first = self.adapter.dataset_of(max(0, self.adapter.epoch))
         return _pipeline.why_not_exact(first) or Exactness()
 

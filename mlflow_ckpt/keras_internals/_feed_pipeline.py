@@ -76,7 +76,7 @@ class PipelineFeed(Feed):
             whole = seconds / read * count
             say(f"reading {count} batches of the input again to find the place: ~{whole:.0f} s.")
 
-        skipped = count - 1 if _pipeline.why_not_exact(self._dataset) is None else 0
+        skipped = count - 1 if self._pipeline_exactness.level == "true" else 0
         iterator = iter(_skipping.without_first(self._dataset, skipped))
         # The last one is read, so that the time it takes is taken here.
         seconds = _skipping.advance(iterator, count - skipped, tell)
