@@ -74,11 +74,14 @@ class Resumption:
         """Another series of this fit stands further ahead: it is the one that is resumed."""
         self._restored = None
 
-    def go_on(self, plan: Plan, *, told: bool) -> None:
+    def go_on(self, plan: Plan, *, told: bool) -> Mapping[str, str]:
         """Begin to train. Called once, after every callback's first `on_epoch_begin`.
 
         Args:
             told: Whether another series of this fit has written the tags.
+
+        Returns:
+            The tags that the run is to have: the caller writes them, behind the training.
         """
         if self._restored is not None and plan.inside:
             untouched = self._mark is not None and self._mark.matches(self._model)
@@ -89,36 +92,42 @@ class Resumption:
         if self._fit_state.feed is not None:
             self._fit_state.feed.begin()
         if self._restored is None or told or plan.restore is None:
-            return
+            return {}
         found = exactness.reasons(self._restored, plan.state, self._fit_state.feed)
         self._tags = exactness.resumed_tags(self._run.tags, plan.restore, found)
-        self._store.set_tags(self._run, self._tags)
+        return self._tags
 
-    def first_batch(self) -> None:
+    def first_batch(self) -> Mapping[str, str]:
         """Look at the train step, which is compiled by now, and at the place in the input.
 
         Inside an epoch the input goes to its place when its first batch is asked for.
+
+        Returns:
+            The tags that change.
         """
         if not self._tags:
-            return
-        found = self._fit_state.feed.exactness() if self._fit_state.feed is not None else None
-        if found is not None and found.level != "true":
-            self._degrade(found.level, found.reason)
+            return {}
+        found: list[exactness.Reason] = []
+        if self._fit_state.feed is not None:
+            now = self._fit_state.feed.exactness()
+            found.append((now.level, now.reason))
         operation = keras_internals.uncountable_operation(self._model)
         if operation is not None:
-            self._degrade("unknown", f"the train step runs the operation {operation}")
+            found.append(("unknown", f"the train step runs the operation {operation}"))
+        return self._degrade(found)
 
-    def diverged(self, divergences: list[str]) -> None:
-        """A point that was trained again came out with another value."""
-        if divergences and self._tags:
-            self._degrade("false", f"{len(divergences)} metric values were not repeated")
+    def diverged(self, divergences: list[str]) -> Mapping[str, str]:
+        """A point that was trained again came out with another value; return what changes."""
+        if not divergences or not self._tags:
+            return {}
+        return self._degrade([("false", f"{len(divergences)} metric values were not repeated")])
 
-    def _degrade(self, level: str, reason: str) -> None:
-        value = exactness.exact_tag([(level, reason)], self._tags[RESUME_EXACT_TAG])
+    def _degrade(self, found: list[exactness.Reason]) -> Mapping[str, str]:
+        value = exactness.exact_tag(found, self._tags[RESUME_EXACT_TAG])
         if value == self._tags[RESUME_EXACT_TAG]:
-            return
+            return {}
         self._tags = {**self._tags, RESUME_EXACT_TAG: value}
-        self._store.set_tags(self._run, {RESUME_EXACT_TAG: value})
+        return {RESUME_EXACT_TAG: value}
 
     def release(self) -> None:
         """Let go of the model's buffers; safe to call twice."""

@@ -170,6 +170,10 @@ class Session:
             self._take_series(updated)
             self._writer.call(partial(self._store.set_series, self._run, updated))
 
+    def _write_tags(self, tags: Mapping[str, str]) -> None:
+        if tags:
+            self._writer.call(partial(self._store.set_tags, self._run, tags))
+
     # --- train ----------------------------------------------------------------
 
     @property
@@ -185,7 +189,7 @@ class Session:
             every = neighbours.sessions(self._callbacks, Session)
             before = every[: every.index(self)]
             told = any(session.resumption.happened for session in before)
-            self.resumption.go_on(self.plan, told=told)
+            self._write_tags(self.resumption.go_on(self.plan, told=told))
             self._saver.prepare()
             self._batches = self.plan.inside
         self._trained = True
@@ -205,7 +209,7 @@ class Session:
         self.fit_state.logs = logs or {}
         if self._first_batch:
             self._first_batch = False
-            self.resumption.first_batch()
+            self._write_tags(self.resumption.first_batch())
         self._progress.step = self._counts.step
         if not self._inside_epochs:
             return
@@ -268,7 +272,7 @@ class Session:
         self.fit_state.release()
         self._log_costs()
         self._curves.report()
-        self.resumption.diverged(self._curves.divergences)
+        self._write_tags(self.resumption.diverged(self._curves.divergences))
         self._progress.epoch, self._progress.step = self._counts.epoch, self._counts.step
         self._progress.best = self._counts.best
         self._progress.status = "completed"
