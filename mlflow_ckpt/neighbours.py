@@ -13,6 +13,7 @@ import keras
 
 from mlflow_ckpt.resume import Plan
 from mlflow_ckpt.resumption import Resumption
+from mlflow_ckpt.say import say
 
 Kind = TypeVar("Kind")
 
@@ -23,6 +24,10 @@ class Neighbour(Protocol):
     plan: Plan
     resumption: Resumption
 
+    @property
+    def where(self) -> str:
+        """Run and series, in words."""
+
     def follows(self, plan: Plan) -> bool:
         """Whether it has begun in the same fit, from a checkpoint, as `plan` does."""
 
@@ -30,16 +35,27 @@ class Neighbour(Protocol):
         """Count on from where `plan` stands."""
 
 
-def agree(plan: Plan, others: Iterable[Neighbour]) -> Plan:
-    """Where a series that was to begin at `plan` begins; move those that it overtakes."""
+def agree(plan: Plan, others: Iterable[Neighbour], where: str) -> Plan:
+    """Where the series `where` that was to begin at `plan` begins: not behind another one."""
+    for other in others:
+        if other.follows(plan) and plan.is_behind(other.plan):
+            plan = plan.moved_to(other.plan)
+            _say_moved(where, plan)
+    return plan
+
+
+def overtake(plan: Plan, others: Iterable[Neighbour]) -> None:
+    """Move the other series to where `plan`, which has been restored, stands."""
     for other in others:
         if not other.follows(plan):
             continue
-        if plan.is_behind(other.plan):
-            plan = plan.moved_to(other.plan)
-        else:
-            other.move(other.plan.moved_to(plan))
-    return plan
+        if other.plan.is_behind(plan):
+            _say_moved(other.where, plan)
+        other.move(other.plan.moved_to(plan))
+
+
+def _say_moved(where: str, plan: Plan) -> None:
+    say(f"{where}: goes on at step {plan.step}, as another series of this fit.")
 
 
 def sessions(callbacks: keras.callbacks.CallbackList, kind: type[Kind]) -> list[Kind]:

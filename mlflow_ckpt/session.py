@@ -101,10 +101,11 @@ class Session:
 
     def _start(self) -> None:
         every = neighbours.sessions(self._callbacks, Session)
-        self.plan = neighbours.agree(self.plan, [other for other in every if other is not self])
+        others = [other for other in every if other is not self]
+        self.plan = neighbours.agree(self.plan, others, self.where)
         if self.plan.restore is not None:
-            where = f"run {self._run.run_id}, series {self._series.name!r}"
-            self.plan = self.resumption.restore(self.plan, self._epochs, where)
+            self.plan = self.resumption.restore(self.plan, self._epochs, self.where)
+            neighbours.overtake(self.plan, others)
         if self.fit_state.feed is not None:
             self.fit_state.feed.watch(inside_epochs=self._inside_epochs)
         begun = self.plan
@@ -122,6 +123,11 @@ class Session:
             self._saver.remember(begun.restore)
         self._began = True
         self._progress = resume.track(self._store, self._run, self._series, self._model, begun)
+
+    @property
+    def where(self) -> str:
+        """Run and series, in words."""
+        return f"run {self._run.run_id}, series {self._series.name!r}"
 
     @property
     def fresh(self) -> bool:
