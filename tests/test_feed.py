@@ -281,18 +281,18 @@ STOPS = {"first-batch": (7, 8), "middle": (3, 10), "last-batch": (11, 12)}
 # The others, and the first and the last batch, are slow.
 DEFAULT = {
     "arrays",
-    "class-weight",
     "validation-shuffled",
     "tf-data",
     "tf-data-unknown-length",
     "tf-data-repeat-large",
     "tf-data-split",
     "epoch-data-factory",
-    "py-dataset-infinite",
     "py-dataset-methods",
-    "py-dataset-numpy-at-begin",
     "py-dataset-workers-numpy",
-    *HONEST,
+    "evaluated-at-epoch-end",
+    "py-dataset-workers-augment",
+    "py-dataset-shuffles-labels",
+    "validation-py-dataset",
 }
 
 

@@ -31,8 +31,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Skipping variable loading"),
 ]
 
-LARGE_ONES = {"mobilenet", "efficientnet"}
-KINDS = [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE_ONES else []) for name in ZOO]
+SLOW_ONES = {"mobilenet", "efficientnet", "int4-quantized", "int8-quantized-with-lora"}
+KINDS = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW_ONES else []) for name in ZOO]
 
 
 @pytest.fixture
