@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -458,6 +459,23 @@ def test_nothing_is_left_behind_in_the_model(another_process: Forget) -> None:
     calls = Calls()
     model.fit(X, Y, batch_size=BATCH, epochs=1, verbose=0, callbacks=[calls])
     assert [batch for kind, batch in calls.heard if kind == "begin"] == list(range(BATCHES))
+
+
+@pytest.mark.parametrize("name", ["arrays", "tf-data", "epoch-data", "py-dataset"])
+def test_no_iterator_over_the_input_outlives_the_fit(name: str) -> None:
+    """With it the data would stay, and the threads that prefetch it, until a collection."""
+
+    def iterators() -> int:
+        return sum(type(found).__name__ == "OwnedIterator" for found in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = iterators()
+        attempt(EXACT[name], None, 3, None)
+        assert iterators() == before
+    finally:
+        gc.enable()
 
 
 def test_one_dataset_in_two_fits_of_which_the_second_is_broken_off(

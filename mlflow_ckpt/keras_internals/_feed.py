@@ -43,7 +43,8 @@ class Feed:
     kind: ClassVar[str] = "other"
 
     def __init__(self, epoch_iterator: Any, model: keras.Model, names: Mapping[str, Any]) -> None:
-        self._epochs = epoch_iterator
+        # It leads to us: both would live, with the data, until a garbage collection.
+        self._epochs_reference = weakref.ref(epoch_iterator)
         self._model = weakref.ref(model)
         self._validation = names.get("val_x")
         self.adapter = epoch_iterator.data_adapter
@@ -53,6 +54,11 @@ class Feed:
         self._pending: tuple[Mapping[str, Any], int] | None = None
         epoch_iterator._get_iterator = lambda: _Iterable(self._new_iterator)
         _pipeline.count_iterators()
+
+    @property
+    def _epochs(self) -> Any:
+        """Keras's `EpochIterator`, which lives as long as the `fit`."""
+        return self._epochs_reference()
 
     # --- what it is -----------------------------------------------------------
 
@@ -171,8 +177,11 @@ class Feed:
 
     def release(self) -> None:
         """Give Keras's iterator its own methods back; safe to call twice."""
+        self.iterator = None
+        epochs = self._epochs
         for name in ("_enumerate_iterator", "_get_iterator"):
-            vars(self._epochs).pop(name, None)
+            if epochs is not None:
+                vars(epochs).pop(name, None)
 
     def _iterator_spans_epochs(self) -> bool:
         return bool(self._epochs.steps_per_epoch) and self._epochs._current_iterator is not None

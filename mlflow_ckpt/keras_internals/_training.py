@@ -22,7 +22,12 @@ _GLOBAL_SEED = "global_seed_generator"
 
 
 def _frames() -> Iterator[FrameType]:
-    frame: FrameType | None = sys._getframe(1)
+    """The frames below the caller's own.
+
+    Who reads `f_locals` of its own frame has it refer to itself: with all frames below and
+    what they hold, the input of a `fit` among it, it then lives until a garbage collection.
+    """
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         yield frame
         frame = frame.f_back
@@ -57,8 +62,10 @@ def append_callback(
 def running_fit() -> Mapping[str, Any]:
     """Local names of the `Trainer.fit` that is running below us, or an empty mapping."""
     for frame in _frames():
+        if frame.f_code.co_name != "fit":
+            continue
         names = frame.f_locals
-        if frame.f_code.co_name == "fit" and "initial_epoch" in names and "epoch_iterator" in names:
+        if "initial_epoch" in names and "epoch_iterator" in names:
             return names
     return {}
 
