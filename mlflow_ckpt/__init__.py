@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mlflow_ckpt.errors import CheckpointError
     from mlflow_ckpt.exporting import export
     from mlflow_ckpt.forking import fork
+    from mlflow_ckpt.interrupt import Interrupt
     from mlflow_ckpt.listing import list_checkpoints
     from mlflow_ckpt.loader import download, load_model, load_weights
     from mlflow_ckpt.pending import PendingSave
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from mlflow_ckpt.resolver import resolve
     from mlflow_ckpt.resume_option import Resume
     from mlflow_ckpt.saving import save, save_async
+    from mlflow_ckpt.spool import Spool
     from mlflow_ckpt.stats import Stats
     from mlflow_ckpt.warm_starting import warm_start
 
@@ -35,10 +37,12 @@ _HOMES = {
     "CheckpointError": "errors",
     "EpochData": "epoch_data",
     "Every": "policy",
+    "Interrupt": "interrupt",
     "Keep": "policy",
     "MlflowCheckpoint": "callback",
     "PendingSave": "pending",
     "Resume": "resume_option",
+    "Spool": "spool",
     "Stats": "stats",
     "download": "loader",
     "export": "exporting",
@@ -57,10 +61,12 @@ __all__ = [
     "CheckpointError",
     "EpochData",
     "Every",
+    "Interrupt",
     "Keep",
     "MlflowCheckpoint",
     "PendingSave",
     "Resume",
+    "Spool",
     "Stats",
     "__version__",
     "download",

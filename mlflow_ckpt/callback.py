@@ -17,20 +17,17 @@ from typing import Any, Literal
 import keras
 
 from mlflow_ckpt import keras_internals
-from mlflow_ckpt.errors import ConfigError, ConflictingCallback, NotAvailable
+from mlflow_ckpt.errors import ConfigError, ConflictingCallback
+from mlflow_ckpt.interrupt import Interrupt
 from mlflow_ckpt.options import Options
 from mlflow_ckpt.policy import Every, Keep
 from mlflow_ckpt.resume_option import Resume
 from mlflow_ckpt.saver import SavePolicy, WhenBusy
 from mlflow_ckpt.selector import Mode, validate_series
+from mlflow_ckpt.spool import Spool
 from mlflow_ckpt.stats import Stats
 from mlflow_ckpt.tail import Tail
 from mlflow_ckpt.trace import PROBE
-
-_LATER = {
-    "spool": "checkpoints go straight to the artifact store",
-    "interrupt": "signals are left to Python",
-}
 
 
 class MlflowCheckpoint(keras.callbacks.Callback):
@@ -50,20 +47,25 @@ class MlflowCheckpoint(keras.callbacks.Callback):
         resume: `"auto"` continues from the newest checkpoint that an earlier process wrote;
             a selector or `Resume(...)` names one; `False` refuses a run that has some.
         log_metrics: Whether to log the metrics of every epoch, not only of saved ones.
-        spool, interrupt: Not available in this version: any value raises.
+        spool: Where checkpoints wait for the server: `Spool(dir=, max_bytes=, drain_timeout=)`.
+        interrupt: What SIGTERM, Ctrl-C and an exception in `fit` do:
+            `Interrupt(signals=, exceptions=, grace_seconds=)`; `False` leaves them to Python.
         when_busy: What to do when a checkpoint is due and the one before is still being
-            written: `"wait"` for it in the hook, or `"skip"` the new one, also one that
-            improves the monitor. Its metrics are logged, and the last epoch is never skipped.
+            written to the local disk: `"wait"` for it in the hook, or `"skip"` the new one,
+            also one that improves the monitor. Its metrics are logged, and the last epoch is
+            never skipped. Nobody waits for the server.
         verbose: 1 prints a line per checkpoint, once it is committed.
 
     Raises:
         ConfigError: If an argument cannot be used.
-        NotAvailable: If an argument is not available in this version.
 
     During `fit` it raises `NoActiveRun`, `RunNotFound`, `RunDeleted`, `UnsupportedStore`,
-    `SeriesInUse`, `ResumeError`, `ModelMismatch` and `DigestMismatch` before the first batch,
-    `MonitorMissing` at the first epoch's end. Checkpoints are written behind the training:
-    `SaveFailed` is raised by the next save after the one that failed, or at the end of `fit`.
+    `ServerAway`, `SpoolError`, `SeriesInUse`, `LeaseHeld`, `ResumeError`, `ModelMismatch` and
+    `DigestMismatch` before the first batch, `MonitorMissing` at the first epoch's end. From
+    then on no server holds `fit` up: checkpoints are written behind the training, to the spool
+    first. `SaveFailed` is raised by the next save after the one that failed, or at the end of
+    `fit`; a full disk at the end only. `LeaseLost` is raised where another process has taken
+    the series over.
 
     Example:
 
@@ -86,13 +88,12 @@ class MlflowCheckpoint(keras.callbacks.Callback):
         run_id: str | None = None,
         resume: str | bool | Resume = "auto",
         log_metrics: bool = True,
-        spool: Any = None,
-        interrupt: Any = None,
+        spool: Spool | str | os.PathLike[str] | None = None,
+        interrupt: Interrupt | Literal[False] | None = None,
         when_busy: Literal["wait", "skip"] = "wait",
         verbose: int = 0,
     ) -> None:
         super().__init__()
-        _refuse_later(spool=spool, interrupt=interrupt)
         saves = _save_policy(save_freq, monitor, save_best_only, save_weights_only, keep)
         self._options = Options(
             saves=replace(saves, when_busy=_check_when_busy(when_busy), verbose=bool(verbose)),
@@ -102,6 +103,8 @@ class MlflowCheckpoint(keras.callbacks.Callback):
             run_id=run_id,
             resume=Resume.parse(resume),
             log_metrics=log_metrics,
+            spool=Spool.parse(spool),
+            interrupt=Interrupt.parse(interrupt),
         )
         self._tail: Tail | None = None
 
@@ -122,9 +125,13 @@ class MlflowCheckpoint(keras.callbacks.Callback):
         if self._tail is None or self._tail.callbacks is not callbacks:
             self._tail = _new_tail(self._options, callbacks)
             keras_internals.append_callback(callbacks, self._tail)
+        keras_internals.watch_unwinding(callbacks, self._tail.raised)
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Nothing: its presence makes Keras call batch hooks in line, in order."""
+
+    def on_test_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Nothing: its presence makes Keras call these hooks, of the tail too."""
 
 
 def _new_tail(options: Options, callbacks: keras.callbacks.CallbackList) -> Tail:
@@ -134,15 +141,6 @@ def _new_tail(options: Options, callbacks: keras.callbacks.CallbackList) -> Tail
 
         return ProbingTail(options, callbacks)
     return Tail(options, callbacks)
-
-
-def _refuse_later(**arguments: Any) -> None:
-    for name, value in arguments.items():
-        if value is not None:
-            raise NotAvailable(
-                f"The argument {name!r} is not available in this version ({_LATER[name]}). "
-                f"Leave it out. Received: {name}={value!r}"
-            )
 
 
 def _check_when_busy(when_busy: str) -> WhenBusy:

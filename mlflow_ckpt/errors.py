@@ -6,7 +6,6 @@ what was received and what to do next.
 
     CheckpointError
     ├── ConfigError (ValueError)                a bad argument
-    │   └── NotAvailable (NotImplementedError)  an argument this version cannot honour
     ├── SelectorError (ValueError)              a selector that cannot be read
     ├── NotFound (LookupError)
     │   ├── RunNotFound
@@ -27,9 +26,13 @@ what was received and what to do next.
     ├── ModelNotLoadable (ValueError)
     ├── ResumeError (RuntimeError)
     │   ├── ResumeMismatch (ValueError)
-    │   └── SeriesInUse
+    │   ├── SeriesInUse
+    │   ├── LeaseHeld
+    │   └── LeaseLost
     ├── ConflictingCallback (RuntimeError)
+    ├── SpoolError (OSError)                    the local spool cannot be used
     └── StoreError (RuntimeError)
+        ├── ServerAway (ConnectionError)        what is asked for may be answered later
         ├── UnsupportedStore
         └── SaveFailed
             └── SnapshotTorn
@@ -48,6 +51,8 @@ __all__ = [
     "DigestMismatch",
     "FormatTooNew",
     "IntegrityError",
+    "LeaseHeld",
+    "LeaseLost",
     "ManifestError",
     "MetricNotFound",
     "ModelMismatch",
@@ -56,7 +61,6 @@ __all__ = [
     "MonitorMissing",
     "NoActiveRun",
     "NoCheckpoints",
-    "NotAvailable",
     "NotFound",
     "ResumeError",
     "ResumeMismatch",
@@ -66,7 +70,9 @@ __all__ = [
     "SelectorError",
     "SeriesInUse",
     "SeriesNotFound",
+    "ServerAway",
     "SnapshotTorn",
+    "SpoolError",
     "StoreError",
     "UnsupportedStore",
 ]
@@ -89,10 +95,6 @@ def _rebuild(cls: type[CheckpointError], args: tuple[Any, ...], state: dict[str,
 
 class ConfigError(CheckpointError, ValueError):
     """An argument has a value that cannot be used."""
-
-
-class NotAvailable(ConfigError, NotImplementedError):
-    """An argument is part of the design but not of this version."""
 
 
 class SelectorError(CheckpointError, ValueError):
@@ -209,12 +211,31 @@ class SeriesInUse(ResumeError):
     """A rebuilt model in the same process would overwrite a completed series."""
 
 
+class LeaseHeld(ResumeError):
+    """Another process, which is alive, writes to this series. Nothing was changed."""
+
+
+class LeaseLost(ResumeError):
+    """Another process has taken this series over. This one must write no more to it."""
+
+
 class ConflictingCallback(CheckpointError, RuntimeError):
     """Another callback of the same `fit` would corrupt the model or its checkpoints."""
 
 
+class SpoolError(CheckpointError, OSError):
+    """The spool cannot be written to, or has no room for a checkpoint."""
+
+
 class StoreError(CheckpointError, RuntimeError):
     """The tracking server or the artifact store refused a request."""
+
+
+class ServerAway(ConnectionError, StoreError):  # OSError's __new__ must come first
+    """The tracking server or the artifact store does not answer, or answers with a 5xx or 429.
+
+    What was to be written waits in the spool, and is delivered when it answers again.
+    """
 
 
 class UnsupportedStore(StoreError):

@@ -1,8 +1,4 @@
-"""Say in a run's tags where it was resumed from, how often, and whether exactly.
-
-`ckpt.resume_exact` is `true`, `unknown: <reasons>` or `false: <reasons>`. A run is as
-exact as the worst of its resumes: a tag never gets better.
-"""
+"""Say in a run's tags where it was resumed from, how often, and whether exactly."""
 
 from __future__ import annotations
 
@@ -10,12 +6,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mlflow_ckpt import keras_internals
+from mlflow_ckpt.exact_tag import Reason, exact_tag
 from mlflow_ckpt.record import RESUME_COUNT_TAG, RESUME_EXACT_TAG, RESUMED_FROM_TAG, Checkpoint
 from mlflow_ckpt.restore import Restored
-
-Reason = tuple[str, str]  # level, and why; an empty why stands for "true"
-
-_LEVELS = ("true", "unknown", "false")
 
 
 def reasons(
@@ -39,16 +32,6 @@ def reasons(
     return found
 
 
-def exact_tag(found: Iterable[Reason], before: str | None) -> str:
-    """The tag's value: the worst level, and every reason for it."""
-    level, _, text = (before or "true").partition(": ")
-    gathered = [(level, part) for part in text.split("; ")] if text else [(level, "")]
-    gathered += list(found)
-    worst = max((reason[0] for reason in gathered), key=_LEVELS.index)
-    whys = dict.fromkeys(why.replace("; ", ", ") for lvl, why in gathered if lvl == worst and why)
-    return f"{worst}: {'; '.join(whys)}" if whys else worst
-
-
 def resumed_tags(
     tags: Mapping[str, str], origin: Checkpoint, found: Iterable[Reason]
 ) -> dict[str, str]:
@@ -58,7 +41,7 @@ def resumed_tags(
         tags: Those that the run has.
     """
     return {
-        RESUMED_FROM_TAG: f"step={origin.step} model={origin.model_id}",
+        RESUMED_FROM_TAG: f"step={origin.step} model={origin.model_id or origin.name}",
         RESUME_COUNT_TAG: str(int(tags.get(RESUME_COUNT_TAG, "0")) + 1),
         RESUME_EXACT_TAG: exact_tag(found, tags.get(RESUME_EXACT_TAG)),
     }

@@ -47,6 +47,7 @@ class FitState:
         self.missing_callbacks: list[str] = []
         self._told: set[str] = set()
         self._guard: Mapping[str, Any] | None = None
+        self._held_metrics: list[Any] | None = None
         keras_internals.forget_logs(model)
 
     def capture(self, batch: int) -> dict[str, Any]:
@@ -65,13 +66,26 @@ class FitState:
             "build_config": _plain_build_config(self._model),
             "guard": self._describe(),
             "variables": training_state.capture_variables(self._model),
-            "metrics": training_state.capture_metrics(self._model) if batch else [],
+            "metrics": self._metrics() if batch else [],
             "logs": {k: float(v) for k, v in self.logs.items() if _is_number(v)} if batch else {},
             "generators": training_state.capture_generators(),
             "callbacks": callbacks,
             "not_stored": unknown,
             "data": None if self.feed is None else self.feed.state(batch),
         }
+
+    def hold_metrics(self) -> None:
+        """Remember the metrics of the epoch: a validation begins, which uses the same ones."""
+        self._held_metrics = training_state.capture_metrics(self._model)
+
+    def release_metrics(self) -> None:
+        """Forget them: the validation has ended."""
+        self._held_metrics = None
+
+    def _metrics(self) -> list[Any]:
+        if self._held_metrics is not None:
+            return self._held_metrics
+        return training_state.capture_metrics(self._model)
 
     def differences(self, saved: Mapping[str, Any]) -> list[guard.Difference]:
         """What is not as it was when `saved` was captured."""

@@ -13,11 +13,14 @@ train a completed phase once more.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
-from mlflow_ckpt.errors import CheckpointError, ResumeError, SaveFailed
-from mlflow_ckpt.manifest import FILENAME, Manifest
+from mlflow_ckpt.errors import CheckpointError, ResumeError
 from mlflow_ckpt.next_steps import next_commands
 from mlflow_ckpt.record import (
     FORKED_FROM_TAG,
@@ -210,14 +213,14 @@ def _companions(store: Store, plan: _Plan) -> Iterator[tuple[Series, Checkpoint]
 # --- the copy of a checkpoint -------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class _AsWritten(Manifest):
-    """A manifest that stays the bytes it was read from, fields unknown here included."""
+@dataclass
+class _Once:
+    """Progress of a commit that no other process goes on with."""
 
-    data: bytes
+    progress: dict[str, Any] = field(default_factory=dict)
 
-    def to_bytes(self) -> bytes:
-        return self.data
+    def note(self, progress: Mapping[str, Any]) -> None:
+        self.progress = dict(progress)
 
 
 def _copy(store: Store, source: Checkpoint, logged: Logged, run: Run) -> Checkpoint:
@@ -226,26 +229,20 @@ def _copy(store: Store, source: Checkpoint, logged: Logged, run: Run) -> Checkpo
     It is the copy that is held against the manifest, so a byte that was changed before or on
     the way is found.
     """
-    draft = store.draft(run, source.position)
-    try:
-        read = store.manifest(source, draft.directory)
+    with TemporaryDirectory(prefix="mlflow-ckpt-") as folder:
+        directory = Path(folder)
+        read = store.manifest(source, directory)
         paths = [entry.path for entry in read.files]
-        for file in store.fetch(source, read, paths, draft.directory).values():
+        for file in store.fetch(source, read, paths, directory).values():
             file.close()
-        manifest = _AsWritten(data=(draft.directory / FILENAME).read_bytes(), **vars(read))
         request = Commit(
-            manifest=manifest,
+            entry=uuid.uuid4().hex,
+            position=source.position,
+            directory=directory,
+            digest=source.digest,
             metrics=logged.rows,
             values=dict(source.metrics),
             weights_only=source.weights_only,
             capture=logged.capture,
         )
-        return store.commit(draft, request)
-    except SaveFailed:
-        raise  # The store has abandoned it.
-    except BaseException as error:
-        reason = error if isinstance(error, Exception) else InterruptedError("interrupted")
-        failure = store.abandon(draft, reason, sealed=True)
-        for note in getattr(failure, "__notes__", ()):
-            error.add_note(note)
-        raise
+        return store.commit(run, request, _Once(), give_up=True)

@@ -21,6 +21,7 @@ import keras
 
 from mlflow_ckpt import fingerprint, formats, rehydrate
 from mlflow_ckpt.errors import ConfigError
+from mlflow_ckpt.parcel import manifest_of
 from mlflow_ckpt.record import Checkpoint
 from mlflow_ckpt.resolver import resolve
 from mlflow_ckpt.selector import Selector
@@ -37,7 +38,8 @@ class Fetched:
 
     Attributes:
         files: Each file, open for reading, by its path in the checkpoint.
-        path: A private folder with the copies.
+        path: A private folder with the copies; where the checkpoint lies on this machine,
+            that.
     """
 
     def __init__(
@@ -50,9 +52,20 @@ class Fetched:
     ) -> None:
         self.source = f"checkpoint {checkpoint.name} of run {checkpoint.run_id}"
         with ExitStack() as undo:
+            self.files: Mapping[str, BinaryIO]
+            if checkpoint.local is not None:
+                self.path = checkpoint.local
+                self.manifest = manifest_of(checkpoint.local, checkpoint.digest)
+                entries = [e for path in wanted if (e := self.manifest.entry(path))]
+                self.files = {
+                    entry.path: undo.enter_context(entry.open(checkpoint.local))
+                    for entry in entries
+                }
+                self._close = undo.pop_all()
+                return
             self.path = Path(undo.enter_context(TemporaryDirectory(prefix="mlflow-ckpt-")))
             self.manifest = store.manifest(checkpoint, self.path)
-            self.files: Mapping[str, BinaryIO] = store.fetch(
+            self.files = store.fetch(
                 checkpoint, self.manifest, wanted, self.path, in_place=in_place
             )
             for file in self.files.values():

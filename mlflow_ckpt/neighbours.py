@@ -21,8 +21,13 @@ Kind = TypeVar("Kind")
 class Neighbour(Protocol):
     """What a session shows to the other sessions of its fit."""
 
-    plan: Plan
-    resumption: Resumption
+    @property
+    def plan(self) -> Plan:
+        """Where it began."""
+
+    @property
+    def resumption(self) -> Resumption:
+        """How it was continued."""
 
     @property
     def where(self) -> str:

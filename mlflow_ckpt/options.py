@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mlflow_ckpt.interrupt import Interrupt
 from mlflow_ckpt.resume_option import Resume
 from mlflow_ckpt.saver import SavePolicy
 from mlflow_ckpt.selector import Mode
+from mlflow_ckpt.spool import Spool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,3 +22,5 @@ class Options:
     run_id: str | None
     resume: Resume | None
     log_metrics: bool
+    spool: Spool
+    interrupt: Interrupt

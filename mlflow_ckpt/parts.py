@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 from typing import Any
 
@@ -11,11 +11,14 @@ import keras
 from mlflow_ckpt import keras_internals
 from mlflow_ckpt.curves import Curves
 from mlflow_ckpt.fit_state import FitState
+from mlflow_ckpt.ground import Ground
+from mlflow_ckpt.journal import Journal
+from mlflow_ckpt.lease import Lease
 from mlflow_ckpt.monitor import Monitor
 from mlflow_ckpt.options import Options
 from mlflow_ckpt.record import Checkpoint, Run, Series
 from mlflow_ckpt.resume import Plan
-from mlflow_ckpt.saver import SavePolicy
+from mlflow_ckpt.saver import Saver
 from mlflow_ckpt.say import say
 from mlflow_ckpt.stats import Meter
 from mlflow_ckpt.store import Store
@@ -48,20 +51,55 @@ def new_monitor(
     )
 
 
-def new_writer(store: Store, run: Run, saves: SavePolicy, meter: Meter) -> Writer:
+def new_lease(ground: Ground, options: Options, where: str, needed: Callable[[], bool]) -> Lease:
+    """The claim of a fit to its series."""
+    force = options.resume is not None and options.resume.force
+    tag = ground.store.lease_tag(ground.run, options.name)
+    return Lease(tag, where=where, force=force, needed=needed)
+
+
+def new_writer(
+    store: Store, run: Run, options: Options, meter: Meter, journal: Journal, lease: Lease
+) -> Writer:
     """The writer of a fit; with `verbose` it prints a line per committed checkpoint."""
-    tell = _tell if saves.verbose else None
-    return Writer(store, run, keep=saves.keep, meter=meter, committed=tell)
+    saves = options.saves
+    return Writer(
+        store,
+        run,
+        journal,
+        spool=options.spool,
+        keep=saves.keep,
+        meter=meter,
+        committed=_tell if saves.verbose else None,
+        claim=lease,
+    )
 
 
-def new_curves(store: Store, run: Run, series: Series, plan: Plan, *, offset: int) -> Curves:
-    """The curves of a fit, with what the run has of them read ahead."""
-    curves = Curves(store, run, series, step_offset=offset)
-    trained = {"loss", *series.directions}
-    restored = plan.restore.metrics if plan.restore else {}
-    monitored = {series.monitor} if series.monitor else set()
-    curves.read_ahead({*trained, *(f"val_{name}" for name in trained), *restored, *monitored})
-    return curves
+def new_saver(
+    options: Options,
+    model: keras.Model,
+    fit_state: FitState,
+    plan: Plan,
+    monitor: Monitor,
+    writer: Writer,
+    meter: Meter,
+    *,
+    callbacks: Iterable[keras.callbacks.Callback],
+    arguments: Mapping[str, Any],
+) -> Saver:
+    """What gathers the checkpoints of a fit."""
+    others = mlflow_draws(callbacks)
+    return Saver(
+        model=model,
+        fit_state=fit_state,
+        plan=plan,
+        policy=options.saves,
+        curves=Curves(monitor.series, step_offset=-1 if others else 0),
+        draws=options.log_metrics and not others,
+        epochs=int(arguments.get("epochs") or 0),
+        writer=writer,
+        meter=meter,
+    )
 
 
 def mlflow_draws(callbacks: Iterable[keras.callbacks.Callback]) -> bool:

@@ -44,17 +44,23 @@ class SaveRequest:
 
 
 class PendingSave:
-    """A checkpoint that is being written.
+    """A checkpoint that is being written, and then delivered to the server.
 
     Attributes:
         position: Where in its series it will stand.
         raised: Whether `wait` has raised its failure, so that nobody else has to.
     """
 
-    def __init__(self, position: Position, outcome: Future[Checkpoint]) -> None:
+    def __init__(
+        self,
+        position: Position,
+        outcome: Future[Checkpoint],
+        written: Future[str] | None = None,
+    ) -> None:
         self.position = position
         self.raised = False
         self._outcome = outcome
+        self._written = written
 
     def done(self) -> bool:
         """Whether `wait` would return, or raise, at once."""
@@ -63,12 +69,14 @@ class PendingSave:
     def wait(self, timeout: float | None = None) -> Checkpoint:
         """Return the checkpoint once it is committed.
 
+        While the server is away it waits: the checkpoint is safe in the spool meanwhile.
+
         Args:
             timeout: Seconds to wait; `None` waits as long as it takes.
 
         Raises:
             SaveFailed: If it was not committed.
-            TimeoutError: If it is still being written. It goes on.
+            TimeoutError: If it is still being written or delivered. It goes on.
         """
         if not futures.wait([self._outcome], timeout).done:
             raise TimeoutError(
@@ -77,6 +85,13 @@ class PendingSave:
             )
         self.raised = self._outcome.exception() is not None
         return self._outcome.result()
+
+    def wait_written(self) -> str | None:
+        """Its name in the spool once it lies there, durably; `None` if it could not be written."""
+        if self._written is None:
+            return None
+        futures.wait([self._written])
+        return None if self._written.exception() else self._written.result()
 
 
 @dataclass(frozen=True)

@@ -51,15 +51,15 @@ class ProbingTail(Tail):
             self._kill_if_due()
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        before = self._running.step
+        before = self._running.training.counts.step
         super().on_train_batch_end(batch, logs)
         if self._records:
-            after = self._running.step
+            after = self._running.training.counts.step
             _recorder().state("batch", self.series, after, after - before, self.model)
             self._kill_if_due()
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
-        step = self._running.step
+        step = self._running.training.counts.step
         if self._records and self._fit is None:
             self._begin()
         super().on_train_end(logs)
@@ -77,7 +77,7 @@ class ProbingTail(Tail):
             series=self.series,
             members=tuple(tail.series for tail in self._tails),
             run_id=run.run_id,
-            step=self._running.step,
+            step=self._running.training.counts.step,
         )
         _recorder().fit(self._fit)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Literal, cast
 
 from mlflow_ckpt.selector import Mode
@@ -26,6 +27,9 @@ DIGEST_TAG = "ckpt.manifest_digest"
 PINNED_TAG = "ckpt.pinned"
 FINAL_TAG = "ckpt.final"
 CAPTURE_TAG = "ckpt.capture"
+ENTRY_TAG = "ckpt.entry"
+LEASE_TAG_PREFIX = "ckpt.lease."
+DIVERGENCE_TAG = "ckpt.resume_divergence"
 FORKED_FROM_TAG = "ckpt.forked_from"
 FORKED_STEP_TAG = "ckpt.forked_step"
 FORKED_MODEL_TAG = "ckpt.forked_model"
@@ -106,6 +110,8 @@ class Checkpoint:
         weights_only: Whether it holds `.weights.h5` instead of a whole model.
         pinned: Whether retention must leave it alone: pinned or registered.
         final: Whether it holds what the model held when its `fit` returned.
+        entry: Names it before it has a model ID: its entry in the spool that it came from.
+        local: Folder with its files on this machine, if they are here.
     """
 
     run_id: str
@@ -119,6 +125,8 @@ class Checkpoint:
     weights_only: bool = False
     pinned: bool = False
     final: bool = False
+    entry: str = ""
+    local: Path | None = field(default=None, compare=False)
 
     @property
     def series(self) -> str:

@@ -16,6 +16,7 @@ import keras
 
 from mlflow_ckpt import training_state
 from mlflow_ckpt.errors import ResumeError, SeriesInUse
+from mlflow_ckpt.ground import Ground
 from mlflow_ckpt.loader import Fetched
 from mlflow_ckpt.record import Checkpoint, Run, Series
 from mlflow_ckpt.resolver import find
@@ -155,8 +156,7 @@ def this_fit(
 
 
 def plan(
-    store: Store,
-    run: Run,
+    ground: Ground,
     series: Series,
     resume: Resume | None,
     fit: int,
@@ -179,7 +179,8 @@ def plan(
     asked = int(arguments.get("initial_epoch", 0))
     if earlier is not None and earlier.status == "completed" and not earlier.behind:
         return _next_fit(fit, earlier, asked)
-    newest = _choose(store, run, series, resume) if known or _explicit(resume) else None
+    run = ground.run
+    newest = _choose(ground, series, resume) if known or _explicit(resume) else None
     if newest is None:
         return Plan(fit=fit, offset=0, epoch=asked, step=0, initial_epoch=asked)
     if resume is None:
@@ -188,7 +189,7 @@ def plan(
             f"{newest.epoch}, and resume=False would write its first epochs again. Start a new "
             f"run, or pass name='{series.name}2'."
         )
-    with Fetched(store, newest, (training_state.PATH,)) as fetched:
+    with Fetched(ground.store, newest, (training_state.PATH,)) as fetched:
         state = training_state.read(fetched.path / training_state.PATH)
     if int(state["fit"]) < fit:
         broken_off = earlier is not None and earlier.status == "running"
@@ -200,10 +201,11 @@ def _explicit(resume: Resume | None) -> bool:
     return resume is not None and resume.which != "auto"
 
 
-def _choose(store: Store, run: Run, series: Series, resume: Resume | None) -> Checkpoint | None:
+def _choose(ground: Ground, series: Series, resume: Resume | None) -> Checkpoint | None:
     if resume is None or resume.which == "auto":
-        return store.resume_point(run, series)
-    chosen = find(store, run, Selector.parse(resume.which), series)
+        return ground.resume_point(series)
+    ground.deliver(f"resume={resume.which!r}")
+    chosen = find(ground.store, ground.run, Selector.parse(resume.which), series)
     if chosen.kind not in ("epoch", "batch"):
         raise ResumeError(
             "A fit can only continue from a checkpoint that a fit wrote. "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mlflow_ckpt.errors import ConfigError, NotAvailable
+from mlflow_ckpt.errors import ConfigError
 from mlflow_ckpt.selector import Selector
 
 # Parts of a fit that may differ from those of the fit that wrote the checkpoint.
@@ -24,12 +24,12 @@ class Resume:
             `"element_spec"`, `"cardinality"` and `"batch_size"` of the input, and `"order"`,
             the seed and shard of an `EpochData` (an epoch that was broken off then begins
             anew).
-        force: Take over from a live writer. Not available in this version.
+        force: Whether to take the series over from a process that is alive and writes it. That
+            one stops at its next checkpoint.
 
     Raises:
         SelectorError: If `which` cannot be read.
-        ConfigError: If `allow` names something else.
-        NotAvailable: If `force` is set.
+        ConfigError: If `allow` names something else, or `force` is not a bool.
     """
 
     which: str = "auto"
@@ -37,8 +37,8 @@ class Resume:
     force: bool = False
 
     def __post_init__(self) -> None:
-        if self.force:
-            raise NotAvailable("Resume(force=...) is not available in this version: leave it out.")
+        if not isinstance(self.force, bool):
+            raise ConfigError(f"Expected True or False. Received: force={self.force!r}")
         if isinstance(self.allow, str) or set(self.allow) - set(PARTS):
             raise ConfigError(
                 f"Expected a tuple with any of {', '.join(map(repr, PARTS))}. "

@@ -14,6 +14,7 @@ from dataclasses import replace
 import keras
 
 from mlflow_ckpt import exactness, keras_internals
+from mlflow_ckpt.exact_tag import Reason, exact_tag
 from mlflow_ckpt.fit_state import FitState
 from mlflow_ckpt.record import RESUME_EXACT_TAG, Run
 from mlflow_ckpt.restore import Restored, load_model_again, restore
@@ -107,7 +108,7 @@ class Resumption:
         """
         if not self._tags:
             return {}
-        found: list[exactness.Reason] = []
+        found: list[Reason] = []
         if self._fit_state.feed is not None:
             now = self._fit_state.feed.exactness()
             found.append((now.level, now.reason))
@@ -116,14 +117,8 @@ class Resumption:
             found.append(("unknown", f"the train step runs the operation {operation}"))
         return self._degrade(found)
 
-    def diverged(self, divergences: list[str]) -> Mapping[str, str]:
-        """A point that was trained again came out with another value; return what changes."""
-        if not divergences or not self._tags:
-            return {}
-        return self._degrade([("false", f"{len(divergences)} metric values were not repeated")])
-
-    def _degrade(self, found: list[exactness.Reason]) -> Mapping[str, str]:
-        value = exactness.exact_tag(found, self._tags[RESUME_EXACT_TAG])
+    def _degrade(self, found: list[Reason]) -> Mapping[str, str]:
+        value = exact_tag(found, self._tags[RESUME_EXACT_TAG])
         if value == self._tags[RESUME_EXACT_TAG]:
             return {}
         self._tags = {**self._tags, RESUME_EXACT_TAG: value}

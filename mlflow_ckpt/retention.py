@@ -14,16 +14,15 @@ from mlflow_ckpt.store import Store
 
 
 class Retention:
-    """The keep policy of a series, at work. It belongs to the writer's thread."""
+    """The keep policy of a series, at work. It belongs to the thread that delivers."""
 
-    def __init__(self, store: Store, run: Run, keep: Keep | None) -> None:
+    def __init__(self, store: Store, run: Run) -> None:
         self._store = store
         self._run = run
-        self._keep = keep
         self._known: dict[str, Checkpoint] | None = None
 
-    def apply(self, newest: Checkpoint, series: Series) -> list[Checkpoint]:
-        """Delete what has to go now that `newest` is committed.
+    def apply(self, newest: Checkpoint, series: Series, keep: Keep | None) -> list[Checkpoint]:
+        """Delete what `keep` lets go now that `newest` is committed.
 
         End states are no concern of `Keep`.
 
@@ -33,15 +32,16 @@ class Retention:
         Raises:
             StoreError: If the server refuses.
         """
-        if self._keep is None or newest.kind == "final":
+        if keep is None or newest.kind == "final":
             return []
         checked: set[str] = set()
         if self._known is None:
+            self._store.finish_deleting(self._run, series)
             history = self._store.checkpoints(self._run, series)
             self._known = {c.model_id: c for c in history if c.kind != "final"}
             checked.update(self._known)
         self._known[newest.model_id] = newest
-        while stale := [c for c in self._going(series) if c.model_id not in checked]:
+        while stale := [c for c in self._going(series, keep) if c.model_id not in checked]:
             for old in stale:
                 checked.add(old.model_id)
                 now = self._store.reread(old, series)
@@ -49,17 +49,17 @@ class Retention:
                     del self._known[old.model_id]
                 else:
                     self._known[old.model_id] = now
-        gone = self._going(series)
+        gone = self._going(series, keep)
         for old in gone:
             self._store.delete([old])
             del self._known[old.model_id]
         return gone
 
-    def _going(self, series: Series) -> list[Checkpoint]:
+    def _going(self, series: Series, keep: Keep) -> list[Checkpoint]:
         """What the policy lets go, by what is known."""
         known = self._known or {}
         candidates = [_candidate(checkpoint, series) for checkpoint in known.values()]
-        keys = policy.kept(candidates, self._keep, series.mode)
+        keys = policy.kept(candidates, keep, series.mode)
         return [checkpoint for key, checkpoint in known.items() if key not in keys]
 
 

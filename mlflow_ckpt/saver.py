@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -70,6 +70,19 @@ class Counts:
     step: int
     epoch_began_at: int = 0
     best: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """The checkpoint that holds the state in which `fit` left the model.
+
+    Attributes:
+        entry: Its name in the spool, if it came from one.
+        model_id: Its LoggedModel, if it is committed already.
+    """
+
+    entry: str = ""
+    model_id: str = ""
 
 
 class Saver:
@@ -162,36 +175,36 @@ class Saver:
         self.release()
         self._mark = self._capturer.mark()
 
-    def unchanged(self, step: int) -> Checkpoint | None:
-        """The newest checkpoint, if the model still holds exactly that. Waits for its commit."""
-        if self._mark is None or not self._mark.matches(self._model):
+    def unchanged(self, step: int) -> End | None:
+        """The newest checkpoint, if the model still holds exactly that. Waits for the disk."""
+        if self._mark is None or not self._mark.matches(self._model) or self._newest is None:
             return None
-        newest = self._newest.wait() if isinstance(self._newest, PendingSave) else self._newest
-        return newest if newest is not None and newest.step == step else None
+        newest = self._newest
+        if newest.position.step != step:
+            return None
+        if isinstance(newest, PendingSave):
+            entry = newest.wait_written()
+            return End(entry=entry) if entry else None
+        return End(entry=newest.entry, model_id=newest.model_id)
 
-    def save_end(self, series: Series, counts: Counts) -> Checkpoint:
+    def save_end(self, series: Series, counts: Counts) -> End | None:
         """Save an end state that differs from the last epoch's: EMA, restored best weights.
 
-        Raises:
-            SaveFailed: If it was not committed.
+        Returns:
+            Its name in the spool; `None` if it could not be written, which `drain` raises.
         """
-        pending = self._submit("final", series, counts, {}, [], must=True)
-        self.drain()
-        return pending.wait()
+        entry = self._submit("final", series, counts, {}, [], must=True).wait_written()
+        return End(entry=entry) if entry else None
 
-    def drain(self) -> None:
-        """Wait until everything is committed, and let go of the model.
+    def drain(self, timeout: float, stop: Callable[[], bool]) -> bool:
+        """Wait until everything is committed; whether that is so. See `drain.drain`."""
+        waited, done = drain(self._writer, timeout, stop)
+        self._meter.drain_s += waited
+        return done
 
-        Raises:
-            SaveFailed, StoreError: What has failed since the last save.
-        """
-        self._meter.drain_s += drain(self._writer)
-        self._writer.raise_failures()
-
-    def link_rest(self) -> None:
-        """Let the run's page list the checkpoints that it left out so far."""
-        self._writer.link_rest()
-        self.drain()
+    def measured(self, step: int) -> list[MetricRow]:
+        """What the checkpoints of this fit cost it, as rows for the run's curves."""
+        return self._curves.measured_rows(self._meter.stats().metrics(), step)
 
     def release(self) -> None:
         """Let go of what `remember` holds. Safe to call twice."""
@@ -209,9 +222,9 @@ class Saver:
             self._writer.wait_until_free()
             self._writer.raise_failures()
         except CheckpointError:
-            # Training ends here: nothing may be left undone behind it.
+            # Training ends here: what was captured is on the disk before it does.
             self._writer.log(self._drawn(rows))
-            self._writer.join()
+            self._writer.join_written()
             raise
         return True
 
@@ -246,7 +259,7 @@ class Saver:
                 ),
                 snapshot=taken,
                 state=self._state(kind, counts) if state else None,
-                rows=[*rows, *([step_row] if step_row else [])],
+                rows=[*rows, step_row],
                 curve=curve or [],
                 metrics=metrics,
                 must=must,

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Mapping
 
 import keras
 
 from mlflow_ckpt import snapshot
 from mlflow_ckpt.curves import Curves
-from mlflow_ckpt.errors import ConfigError
+from mlflow_ckpt.errors import ConfigError, SaveFailed
+from mlflow_ckpt.ground import open_journal
 from mlflow_ckpt.pending import PendingSave, SaveRequest
 from mlflow_ckpt.record import Checkpoint, Position, Run, Series
 from mlflow_ckpt.selector import validate_series
+from mlflow_ckpt.spool import Spool
 from mlflow_ckpt.store import Store
 from mlflow_ckpt.writer import Writer
 
 # Series that have something to do or to say, by tracking URI, run and series.
 _LANES: dict[tuple[str, str, str], _Lane] = {}
 _LOCK = threading.Lock()
+_LOOK_S = 0.2
+_PATIENCE_S = 2.0  # beyond MLflow's own retries
 
 
 def save(
@@ -50,10 +55,13 @@ def save(
         ConfigError: If a number is negative, or a metric is not finite.
         ModelNotBuilt: If the model has no variables yet.
         NoActiveRun, RunNotFound, RunDeleted: If there is no run to save to.
-        SaveFailed: If it was not committed.
+        SaveFailed: If it was not committed. Where the server is away it waits in the spool, and
+            is committed later.
+        SpoolError: If the spool cannot be used.
     """
     target = _Target(run_id, series, settled=True)
-    return target.submit(model, step, epoch, metrics or {}, weights_only).wait()
+    pending = target.submit(model, step, epoch, metrics or {}, weights_only)
+    return target.wait(pending)
 
 
 def save_async(
@@ -111,6 +119,7 @@ class _Target:
         self._store = Store()
         self._run = self._store.run(run_id, settled=settled)
         self._lane = _lane(self._store, self._run, series)
+        self._lane.writer.deliver()
 
     def submit(
         self,
@@ -121,23 +130,46 @@ class _Target:
         weights_only: bool,
     ) -> PendingSave:
         values = _check(step, epoch, metrics)
-        self._lane.writer.raise_failures()
+        self._lane.writer.raise_failures(last=True)
         captured = snapshot.capture(model, weights_only=weights_only)
-        self._store.prepare_experiment(self._run)
         facts = _series(self._store, self._run, self._name)
         step = self._step(facts, step)
-        curves = Curves(self._store, self._run, facts)
+        curves = Curves(facts)
         rows = curves.epoch_rows(values, epoch if epoch is not None else step)
-        step_row = curves.step_row(step)
         request = SaveRequest(
             series=facts,
             position=Position(series=self._name, kind="manual", epoch=epoch or 0, step=step),
             snapshot=captured,
             state=None,
-            rows=[*rows.values(), *([step_row] if step_row else [])],
+            rows=[*rows.values(), curves.step_row(step)],
             metrics=values,
         )
         return self._lane.writer.submit(request)
+
+    def wait(self, pending: PendingSave) -> Checkpoint:
+        """Wait for the commit, but not for a server that is away.
+
+        Raises:
+            SaveFailed: If it was not committed, or not yet.
+        """
+        writer, away_since = self._lane.writer, 0.0
+        while True:
+            try:
+                return pending.wait(_LOOK_S)
+            except TimeoutError:
+                fault = writer.fault
+                if not isinstance(fault, Exception) or pending.done():
+                    away_since = 0.0
+                    continue
+                away_since = away_since or time.monotonic()
+                if time.monotonic() - away_since > _PATIENCE_S:
+                    reason = str(fault).rstrip(".")
+                    raise SaveFailed(
+                        f"The checkpoint {pending.position.name} is not committed yet: {reason}. "
+                        f"It waits in {writer.journal.path}, and is delivered by the next save or "
+                        f"by: mlflow-ckpt sync {self._run.run_id}",
+                        reason=fault,
+                    ) from fault
 
     def _step(self, facts: Series, step: int | None) -> int:
         """The step that was asked for, else the one after the newest, on its way or there."""
@@ -155,7 +187,11 @@ def _lane(store: Store, run: Run, series: str) -> _Lane:
         for key in [key for key, lane in _LANES.items() if lane.writer.through]:
             del _LANES[key]
         key = (store.uri, run.run_id, series)
-        return _LANES.setdefault(key, _Lane(Writer(store, run)))
+        if key not in _LANES:
+            spool = Spool()
+            journal = open_journal(store, run, series, spool)
+            _LANES[key] = _Lane(Writer(store, run, journal, spool=spool))
+        return _LANES[key]
 
 
 def _check(step: int | None, epoch: int | None, metrics: Mapping[str, float]) -> dict[str, float]:

@@ -1,33 +1,36 @@
-"""Follow one running `fit`: count, decide, and end.
+"""The life of one series in one running `fit`: begin, train, and leave nothing behind.
 
-The callback's hooks call in here, always after every other callback of the list, so
-that what is captured is what the next batch would have seen.
+    begin -> training -> end -> leave          begin -> training -> raised or stopped -> leave
 
-    begin -> (epoch_begin -> batch_end* -> epoch_end)* -> end
+`training.py` follows what happens between the beginning and the end.
 """
 
 from __future__ import annotations
 
-import math
-import time
+import threading
 from collections.abc import Mapping
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import keras
 
-from mlflow_ckpt import keras_internals, neighbours, parts, policy, resume
+from mlflow_ckpt import keras_internals, neighbours, parts, resume
+from mlflow_ckpt.drain import describe_left
+from mlflow_ckpt.ending import Ending
+from mlflow_ckpt.errors import CheckpointError
 from mlflow_ckpt.fit_state import FitState
+from mlflow_ckpt.ground import Ground, reach
+from mlflow_ckpt.lease import Lease
 from mlflow_ckpt.options import Options
-from mlflow_ckpt.policy import Moment
-from mlflow_ckpt.record import Series
-from mlflow_ckpt.restore import restore_end
 from mlflow_ckpt.resume import Plan
 from mlflow_ckpt.resumption import Resumption
-from mlflow_ckpt.saver import Counts, Saver
+from mlflow_ckpt.say import say
 from mlflow_ckpt.stats import Meter
+from mlflow_ckpt.stopping import Stopping
 from mlflow_ckpt.store import Store
+from mlflow_ckpt.training import Training
+from mlflow_ckpt.writer import Writer
+
+_FAREWELL_S = 5.0  # until the lease is given back
 
 
 class Session:
@@ -40,9 +43,8 @@ class Session:
         meter: Measures what the checkpoints cost.
 
     Attributes:
-        plan: Where this fit of the series began.
         fit_state: What the fit remembers; all of its sessions share it.
-        resumption: How it was continued, if it was.
+        stopping: What hears the signals; all of its sessions share it.
     """
 
     def __init__(
@@ -56,83 +58,141 @@ class Session:
         self._meter = meter
         self._model = model
         self._callbacks = callbacks
-        self._began = False
-        self._trained = False
-        self._batches = 0
-        self._first_batch = True
-        every = options.saves.every
-        self._inside_epochs = every.steps is not None or every.seconds is not None
+        self._fit, self._thread = keras_internals.fit_id(), threading.get_ident()
+        self.fit_state: FitState
+        self.stopping = Stopping()
+        self._ground: Ground | None = None
+        self._lease: Lease | None = None
+        self._resumption: Resumption | None = None
+        self._writer: Writer | None = None
+        self._training: Training | None = None
+        self._left = False
 
     # --- begin ----------------------------------------------------------------
 
     def begin(self, params: Mapping[str, Any]) -> None:
         """Find the run, plan, restore. Called after every `on_train_begin`."""
-        self._arguments = {**params, **keras_internals.fit_arguments()}
-        self._epochs = int(self._arguments.get("epochs") or 0)
-        self._store = Store()
-        self._run = self._store.run(self._options.run_id)
-        name = self._options.name
-        known = self._run.series.get(name)
-        self._series = known or parts.new_series(self._run, name)
-        fit, earlier = resume.this_fit(self._store, self._run, name, self._model)
-        self.plan = resume.plan(
-            self._store,
-            self._run,
-            self._series,
-            self._options.resume,
-            fit,
-            earlier,
-            self._arguments,
-            known=known is not None,
-        )
-        others = neighbours.sessions(self._callbacks, Session)
-        shared = [other.fit_state for other in others if other is not self and other.fresh]
-        self.fit_state: FitState = (
-            shared[0] if shared else parts.new_fit_state(self._model, self._callbacks)
-        )
-        self.resumption = Resumption(
-            self._store, self._run, self._model, self.fit_state, self._options.resume
-        )
+        arguments = {**params, **keras_internals.fit_arguments()}
         try:
-            self._start()
+            self._start(self._prepare(arguments), arguments)
         except BaseException:
-            self.release()
+            self.leave()
             raise
 
-    def _start(self) -> None:
-        every = neighbours.sessions(self._callbacks, Session)
-        others = [other for other in every if other is not self]
-        self.plan = neighbours.agree(self.plan, others, self.where)
-        if self.plan.restore is not None:
-            self.plan = self.resumption.restore(self.plan, self._epochs, self.where)
-            neighbours.overtake(self.plan, others)
-        if self.fit_state.feed is not None:
-            self.fit_state.feed.watch(inside_epochs=self._inside_epochs)
-        begun = self.plan
-        self._counts = Counts(epoch=begun.epoch, step=begun.step, best=begun.best)
-        self._asked_step = begun.step
-        self._store.prepare_experiment(self._run)
-        self._monitor = parts.new_monitor(
-            self._options, self._series, begun, self._model, self._arguments
+    def _prepare(self, arguments: Mapping[str, Any]) -> Plan:
+        """Find the run, claim the series, and plan."""
+        options, store = self._options, Store()
+        ground = reach(store, options.run_id, options.name, options.spool)
+        self._ground, name = ground, options.name
+        known = ground.run.series.get(name)
+        self._series = known or parts.new_series(ground.run, name)
+        self._lease = parts.new_lease(ground, options, self.where, self._is_needed)
+        if ground.away is None:
+            self._lease.acquire()
+        fit, earlier = resume.this_fit(store, ground.run, name, self._model)
+        plan = resume.plan(
+            ground, self._series, options.resume, fit, earlier, arguments, known=known is not None
         )
-        if self._is_new(self._monitor.series):
-            self._store.set_series(self._run, self._monitor.series)
-        self._take_series(self._monitor.series)
-        self._saver = self._new_saver()
-        if begun.finished and begun.restore is not None:
-            self._saver.remember(begun.restore)
-        self._began = True
-        self._progress = resume.track(self._store, self._run, self._series, self._model, begun)
+        fresh = [other for other in self._others() if other.fresh]
+        if fresh:
+            self.fit_state, self.stopping = fresh[0].fit_state, fresh[0].stopping
+        else:
+            self.fit_state = parts.new_fit_state(self._model, self._callbacks)
+        self._resumption = Resumption(
+            store, ground.run, self._model, self.fit_state, options.resume
+        )
+        if options.interrupt.signals:
+            self.stopping.listen()
+        return plan
+
+    def _start(self, plan: Plan, arguments: Mapping[str, Any]) -> None:
+        """Restore, and make what follows the training."""
+        options, ground = self._options, self.ground
+        plan = neighbours.agree(plan, self._others(), self.where)
+        if plan.restore is not None:
+            epochs = int(arguments.get("epochs") or 0)
+            plan = self.resumption.restore(plan, epochs, self.where)
+            neighbours.overtake(plan, self._others())
+        if self.fit_state.feed is not None:
+            every = options.saves.every
+            inside = every.steps is not None or every.seconds is not None
+            self.fit_state.feed.watch(inside_epochs=inside, stops=options.interrupt.any)
+        monitor = parts.new_monitor(options, self._series, plan, self._model, arguments)
+        assert self._lease is not None, "it was claimed"
+        self._writer = parts.new_writer(
+            ground.store, ground.run, options, self._meter, ground.journal, self._lease
+        )
+        self._writer.deliver()
+        self._saver = parts.new_saver(
+            options, self._model, self.fit_state, plan, monitor, self._writer, self._meter,
+            callbacks=self._callbacks.callbacks, arguments=arguments,
+        )  # fmt: skip
+        if plan.finished and plan.restore is not None:
+            self._saver.remember(plan.restore)
+        self._training = Training(
+            options=options,
+            model=self._model,
+            fit_state=self.fit_state,
+            meter=self._meter,
+            run=ground.run,
+            series=self._series,
+            plan=plan,
+            resumption=self.resumption,
+            monitor=monitor,
+            saver=self._saver,
+            writer=self._writer,
+            progress=resume.track(ground.store, ground.run, self._series, self._model, plan),
+            arguments=arguments,
+        )
+
+    # --- what others see ------------------------------------------------------
+
+    @property
+    def ground(self) -> Ground:
+        """Run and journal, once they are found."""
+        assert self._ground is not None, "it has not begun"
+        return self._ground
+
+    @property
+    def resumption(self) -> Resumption:
+        """How it was continued, if it was."""
+        assert self._resumption is not None, "it has not begun"
+        return self._resumption
+
+    @property
+    def writer(self) -> Writer:
+        """What writes its checkpoints, once it has begun."""
+        assert self._writer is not None, "it has not begun"
+        return self._writer
+
+    @property
+    def training(self) -> Training:
+        """What follows the training, once it has begun."""
+        assert self._training is not None, "it has not begun"
+        return self._training
+
+    @property
+    def plan(self) -> Plan:
+        """Where this fit of the series began."""
+        return self.training.plan
+
+    @property
+    def run_id(self) -> str:
+        return self.ground.run.run_id
 
     @property
     def where(self) -> str:
         """Run and series, in words."""
-        return f"run {self._run.run_id}, series {self._series.name!r}"
+        return f"run {self.run_id}, series {self._series.name!r}"
+
+    @property
+    def grace_seconds(self) -> float:
+        return self._options.interrupt.grace_seconds
 
     @property
     def fresh(self) -> bool:
         """Whether it has begun, and trained nothing yet."""
-        return self._began and not self._trained
+        return self._training is not None and not self._training.begun
 
     def follows(self, plan: Plan) -> bool:
         """Whether this session has begun in the same fit, from a checkpoint, as `plan` does."""
@@ -140,173 +200,131 @@ class Session:
 
     def move(self, plan: Plan) -> None:
         """Count on from where `plan` stands."""
-        self.plan = plan
         self.resumption.withdraw()
-        self._counts.epoch, self._counts.step = plan.epoch, plan.step
-        self._asked_step = plan.step
+        self.training.move(plan)
 
-    def _new_saver(self) -> Saver:
-        saves, mlflow_draws = self._options.saves, parts.mlflow_draws(self._callbacks.callbacks)
-        self._writer = parts.new_writer(self._store, self._run, saves, self._meter)
-        self._curves = parts.new_curves(
-            self._store, self._run, self._series, self.plan, offset=-1 if mlflow_draws else 0
-        )
-        return Saver(
-            model=self._model,
-            fit_state=self.fit_state,
-            plan=self.plan,
-            policy=saves,
-            curves=self._curves,
-            draws=self._options.log_metrics and not mlflow_draws,
-            epochs=self._epochs,
-            writer=self._writer,
-            meter=self._meter,
-        )
+    def _every(self) -> list[Session]:
+        """All sessions of the fit, in the order in which they are called."""
+        return neighbours.sessions(self._callbacks, Session)
 
-    def _is_new(self, updated: Series) -> bool:
-        return updated != self._series or self._series.name not in self._run.series
-
-    def _take_series(self, updated: Series) -> None:
-        tags = {**self._run.tags, updated.tag: updated.to_json()}
-        self._run, self._series = replace(self._run, tags=tags), updated
-
-    def _record_series(self, updated: Series) -> None:
-        """Write the series' facts to the run if they changed, before any later checkpoint."""
-        if self._is_new(updated):
-            self._take_series(updated)
-            self._writer.call(partial(self._store.set_series, self._run, updated))
-
-    def _write_tags(self, tags: Mapping[str, str]) -> None:
-        if tags:
-            self._writer.call(partial(self._store.set_tags, self._run, tags))
+    def _others(self) -> list[Session]:
+        return [other for other in self._every() if other is not self]
 
     # --- train ----------------------------------------------------------------
 
-    @property
-    def step(self) -> int:
-        """Batches completed in the series."""
-        return self._counts.step
-
     def epoch_begin(self) -> None:
-        """Go on where the checkpoint stands, if this is the first epoch."""
-        keras_internals.clear_initial_epoch(self._model)
-        self._batches = 0
-        if not self._trained:
-            every = neighbours.sessions(self._callbacks, Session)
-            before = every[: every.index(self)]
-            told = any(session.resumption.happened for session in before)
-            self._write_tags(self.resumption.go_on(self.plan, told=told))
-            self._saver.prepare()
-            self._batches = self.plan.inside
-        self._trained = True
-        self._counts.epoch_began_at = self._counts.step - self._batches
+        if self.training.begun:
+            self.training.epoch_begin(told=True)
+            return
+        every = self._every()
+        before = every[: every.index(self)]
+        self._first, self._last = not before, every[-1] is self
+        self.training.epoch_begin(told=any(s.resumption.happened for s in before))
 
     def batch_end(self, batch: int, logs: Mapping[str, Any] | None) -> None:
-        """Count the batches up to Keras's index `batch`; save if that is due.
+        if self.training.batch_end(batch, logs):
+            self._stop_if_asked()
 
-        With `steps_per_execution` one call ends several batches, and the last one of an
-        epoch fewer than it says.
-        """
-        began = self._meter.step_ended()
-        steps = self._arguments.get("steps")
-        done = min(batch + 1, steps) if steps else batch + 1
-        self._counts.step += done - self._batches
-        self._batches = done
-        self.fit_state.logs = logs or {}
-        if self._first_batch:
-            self._first_batch = False
-            self._write_tags(self.resumption.first_batch())
-        self._progress.step = self._counts.step
-        if not self._inside_epochs:
-            return
-        if self._batches == self._arguments.get("steps"):
-            return  # The epoch's end follows and brings metrics: what is due now is due then.
-        is_due = policy.due(self._options.saves.every, self._moment(epoch_ended=False))
-        if is_due and self._saver.save("batch", self._series, self._counts, {}):
-            self._meter.saved(began)
-        self._asked_step = self._counts.step
+    def validation_batch_end(self) -> None:
+        self._stop_if_asked()
 
     def epoch_end(self, epoch: int, logs: Mapping[str, Any] | None) -> None:
-        """Log the epoch, and save it if it is due, better, or the last."""
-        began = time.perf_counter()
-        metrics = parts.scalars(logs or {})
-        counts = self._counts
-        counts.epoch = self.plan.offset + epoch + 1
-        improved = self._monitor.watch(epoch, counts.epoch, metrics)
-        counts.best = self._monitor.best
-        self._record_series(self._monitor.series)
-        last = epoch + 1 >= self._epochs or self._model.stop_training
-        if self._wants(improved, last and math.isfinite(metrics.get("loss", 0.0))):
-            saved = self._saver.save("epoch", self._series, counts, metrics, must=last)
-            if last:
-                self._saver.remember()
-            if saved:
-                self._meter.saved(began)
-        else:
-            self._saver.log_epoch(counts, metrics)
-        self._asked_step = counts.step
-        self._progress.epoch, self._progress.best = counts.epoch, counts.best
+        if self._first:
+            self.stopping.look()
+        self.training.epoch_end(epoch, logs, stops=self.stopping.due)
+        self._stop_if_due()
 
-    def _wants(self, improved: bool, sound_end: bool) -> bool:
-        """Whether the epoch that ended is saved: the last one is, unless it diverged."""
-        saves = self._options.saves
-        is_due = policy.due(saves.every, self._moment(epoch_ended=True))
-        return is_due or (improved and saves.on_improvement) or sound_end
+    def _stop_if_asked(self) -> None:
+        """Stop here, with all other series of the fit, if a signal has asked for that."""
+        if self._first:
+            self.stopping.look()
+        self._stop_if_due()
 
-    def _moment(self, *, epoch_ended: bool) -> Moment:
-        return Moment(
-            step=self._counts.step,
-            previous_step=self._asked_step,
-            epoch=self._counts.epoch,
-            epoch_ended=epoch_ended,
-            seconds=time.monotonic() - self._saver.saved_at,
-        )
+    def _stop_if_due(self) -> None:
+        if self.stopping.due and self._last:
+            self.stopping.stop(self._every())
 
     # --- end ------------------------------------------------------------------
 
     def end(self) -> None:
-        """Record the state in which `fit` leaves the model. Called after every `on_train_end`."""
-        self.release()
-        self._meter.finish()
-        self._saver.drain()
-        if self._trained:
-            self._record_end()
-        elif self.plan.finished and not self.plan.behind:
-            self._return_to_end()
-            if self.fit_state.feed is not None:
-                self.fit_state.feed.begin()
-        self.fit_state.release()
-        self._log_costs()
-        self._curves.report()
-        self._write_tags(self.resumption.diverged(self._curves.divergences))
-        self._progress.epoch, self._progress.step = self._counts.epoch, self._counts.step
-        self._progress.best = self._counts.best
-        self._progress.status = "completed"
-        self._saver.link_rest()
+        """Record the state in which `fit` leaves the model. Called after every `on_train_end`.
 
-    def _record_end(self) -> None:
-        end = self._saver.unchanged(self._counts.step)
-        self._saver.release()
-        if end is None:
-            end = self._saver.save_end(self._series, self._counts)
-        self._store.mark_final(self._run, self._series, end)
-
-    def _log_costs(self) -> None:
-        """Say in the run what its checkpoints cost this fit."""
-        values = self._meter.stats().metrics()
-        rows = self._curves.first_rows(values, self._counts.step)
-        if rows:
-            self._store.log_rows(self._run, rows)
-
-    def _return_to_end(self) -> None:
-        """Restore the end state of a fit that is complete, or make it up if a kill prevented it."""
-        end = self._store.final(self._run, self._series)
-        if end is not None and end.step == self.plan.step:
-            restore_end(self._store, self._model, end)
-        else:
-            self._record_end()
-
-    def release(self) -> None:
-        """Leave nothing behind in the model; safe to call twice."""
+        Raises:
+            SaveFailed, StoreError: What has failed since the last save.
+        """
+        training = self.training
         keras_internals.clear_initial_epoch(self._model)
         self.resumption.release()
+        self._meter.finish()
+        self.writer.join_written()
+        ending = Ending(self.ground, self._model, self._saver, self.writer, training.series)
+        ending.settle(training, self.fit_state)
+        limit = self._options.spool.drain_timeout
+        delivered = ending.deliver(training.counts.step, limit, lambda: self.stopping.asked)
+        if self.stopping.asked:
+            self.stopping.stop(self._every())
+        if not delivered:
+            say(f"{self.where}: {describe_left(self.writer)}")
+        self.leave(deliver=delivered)
+        self.writer.join(_FAREWELL_S)
+        self.stopping.obey()
+        self.writer.raise_failures(last=True)
+
+    # --- leaving --------------------------------------------------------------
+
+    def save_now(self) -> None:
+        self.training.save_now()
+
+    def raised(self, error: BaseException) -> None:
+        """The fit ends by an exception, on this thread: save what is whole, and leave.
+
+        The model is whole between two batches. An epoch's end is no such place: some
+        callbacks have acted in it, and others not.
+        """
+        if self._left:
+            return
+        if self._training is not None:
+            if self._saves_after(error):
+                try:
+                    self.save_now()
+                except CheckpointError as failure:
+                    error.add_note(f"mlflow_ckpt: {failure}")
+            self.writer.join_written()
+        self.leave()
+
+    def _saves_after(self, error: BaseException) -> bool:
+        return (
+            self._options.interrupt.exceptions
+            and isinstance(error, Exception)
+            and not isinstance(error, CheckpointError)
+            and not keras_internals.raised_at_epoch_end(error)
+        )
+
+    def _is_needed(self) -> bool:
+        """Whether the lease still is. A fit may end without a word: in Keras's own code."""
+        if self._fit is None or keras_internals.is_on_stack(self._fit, self._thread):
+            return True
+        if not self._left:
+            self.leave()
+        return self._writer is not None and not self._writer.join(0)
+
+    def leave(self, *, deliver: bool = True) -> None:
+        """Leave nothing behind: in the model, on other threads, on the server. Safe to repeat.
+
+        Args:
+            deliver: Whether what waits is delivered, behind whatever comes next.
+        """
+        self._left = True
+        keras_internals.clear_initial_epoch(self._model)
+        if self._resumption is not None:
+            self._resumption.release()
+            self.stopping.hush()
+        if self._ground is not None:
+            self._ground.release()
+        if self._writer is None:
+            if self._lease is not None:
+                self._lease.release()
+        elif deliver:
+            self._writer.leave()
+        else:
+            self._writer.stop()

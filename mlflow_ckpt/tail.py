@@ -30,10 +30,20 @@ class Tail(keras.callbacks.Callback):
         self._running.epoch_begin()
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        self._running.training.batch_begin()
         self.meter.step_began()
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         self._running.batch_end(batch, logs)
+
+    def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        self._running.training.validation_begin()
+
+    def on_test_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        self._running.validation_batch_end()
+
+    def on_test_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        self._running.training.validation_end()
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         self._running.epoch_end(epoch, logs)
@@ -41,6 +51,12 @@ class Tail(keras.callbacks.Callback):
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         self._running.end()
         self.session = None
+
+    def raised(self, error: BaseException) -> None:
+        """The fit ends by an exception; Keras calls no hook. See `watch_unwinding`."""
+        session, self.session = self.session, None
+        if session is not None:
+            session.raised(error)
 
     @property
     def _running(self) -> Session:

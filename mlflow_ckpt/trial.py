@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 
 from mlflow_ckpt import proof as compare
 from mlflow_ckpt.errors import ConfigError
+from mlflow_ckpt.ground import standing_here
 from mlflow_ckpt.proof import NotExact, Process, Proof
 from mlflow_ckpt.record import STEP_METRIC
 from mlflow_ckpt.store._trial import TrialStore
@@ -214,6 +215,8 @@ class _Trial:
     def _standing(self, run_id: str) -> dict[str, int]:
         """Where the run can be resumed: of series that one fit writes, the newest counts."""
         newest = self._store.standing(run_id)
+        for series, step in standing_here(self._processes.spool, run_id).items():
+            newest[series] = max(step, newest.get(series, 0))
         members = {fit.series: fit.members for fit in self._whole.fits}
         found = {
             series: max(newest.get(name, 0) for name in names) for series, names in members.items()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow_ckpt.errors import ConfigError
+from mlflow_ckpt.spool import VARIABLE
 from mlflow_ckpt.trace import PROBE, Task, Trace
 
 _TAIL = 20  # lines of a failed process's output
@@ -35,6 +36,9 @@ class Processes:
         folder: Where the processes leave their traces and their output.
         environment: Theirs, but for what says where to train.
         tracking_uri, experiment_id: Where the runs are.
+
+    Attributes:
+        spool: Where their checkpoints wait: not with those of the user.
     """
 
     def __init__(
@@ -49,10 +53,12 @@ class Processes:
         self._command = command
         self._folder = folder
         self._experiment_id = experiment_id
+        self.spool = folder / "spool"
         self._environment = {
             **{k: v for k, v in environment.items() if not k.startswith("MLFLOW_EXPERIMENT_")},
             "MLFLOW_TRACKING_URI": tracking_uri,
             "MLFLOW_EXPERIMENT_ID": experiment_id,
+            VARIABLE: str(self.spool),
         }
         self._started = 0
 

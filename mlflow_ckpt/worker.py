@@ -15,11 +15,21 @@ import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
 Job = Callable[[], None]
 Key = tuple[str, str]
 
-_BUSY: dict[Key, set[Worker]] = {}
+
+class Busy(Protocol):
+    """Whoever writes to a run behind the training."""
+
+    @property
+    def stuck(self) -> bool: ...
+    def settle(self) -> None: ...
+
+
+_BUSY: dict[Key, set[Busy]] = {}
 _BUSY_LOCK = threading.Lock()
 
 
@@ -50,7 +60,7 @@ class Worker:
             self._thread = threading.Thread(
                 target=context.run, args=(self._loop,), name="mlflow-ckpt", daemon=False
             )
-            self._enter()
+            enter(self._key, self)
             try:
                 self._thread.start()
                 return
@@ -90,23 +100,54 @@ class Worker:
             self._leave()
             return None
 
-    def _enter(self) -> None:
-        with _BUSY_LOCK:
-            _BUSY.setdefault(self._key, set()).add(self)
+    @property
+    def stuck(self) -> bool:
+        """Whether it cannot get on: never."""
+        return False
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job waits for its turn."""
+        with self._changed:
+            return bool(self._jobs)
+
+    def settle(self) -> None:
+        """Wait until every job is done."""
+        self.join()
 
     def _leave(self) -> None:
         self._thread = None
-        with _BUSY_LOCK:
-            workers = _BUSY.get(self._key, set())
-            workers.discard(self)
-            if not workers:
-                _BUSY.pop(self._key, None)
+        leave(self._key, self)
         self._changed.notify_all()
 
 
-def settle(key: Key) -> None:
-    """Wait for every worker that writes to `key`: who reads after that finds what was queued."""
+def enter(key: Key, busy: Busy) -> None:
+    """Note that `busy` has begun to write to `key`."""
     with _BUSY_LOCK:
-        workers = list(_BUSY.get(key, ()))
-    for worker in workers:
-        worker.join()
+        _BUSY.setdefault(key, set()).add(busy)
+
+
+def leave(key: Key, busy: Busy) -> None:
+    """Note that `busy` has written what it had."""
+    with _BUSY_LOCK:
+        there = _BUSY.get(key, set())
+        there.discard(busy)
+        if not there:
+            _BUSY.pop(key, None)
+
+
+def settle(key: Key) -> None:
+    """Wait for all who write to `key`: who reads after that finds what was handed over.
+
+    What cannot get on, because the server is away, is not waited for.
+    """
+    while True:
+        with _BUSY_LOCK:
+            there = list(_BUSY.get(key, ()))
+        for busy in there:
+            busy.settle()
+        # A worker hands over to a deliverer, which may have been through before.
+        with _BUSY_LOCK:
+            left = list(_BUSY.get(key, ()))
+        if all(busy.stuck for busy in left):
+            return

@@ -1,40 +1,45 @@
 """Turn snapshots into committed checkpoints behind the training, in order.
 
-    submit(SaveRequest) -+                    +-> draft -> files -> commit -> keep policy
-    log(metric rows)    -+-> one worker thread+-> one log_batch for all rows that wait
-    call(action)        -+                    +-> action()
+    submit(SaveRequest) -+
+    log(metric rows)    -+-> a worker's thread -> journal (this disk) -> deliverer -> server
+    put(kind, data)     -+
 
-Whatever is handed over reaches the server in the order of the calls, so that who finds a
-checkpoint also finds what was logged before it. The training thread makes no request.
-Failures are kept until `raise_failures`. Times are seconds, sizes bytes.
+The training thread makes no request and waits for no server: it waits, at most, for the
+checkpoint before to be on the disk. Whatever is handed over reaches the server in the order
+of the calls, so that who finds a checkpoint also finds what was logged before it. Failures
+are kept until `raise_failures`. Times are seconds, sizes bytes.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
-from concurrent.futures import Future
-from dataclasses import dataclass
-from functools import partial
-from time import perf_counter
+from contextlib import suppress
+from time import monotonic, perf_counter
+from typing import Any
 
-from mlflow_ckpt.contents import commit_request, write_files
+from mlflow_ckpt import parcel
+from mlflow_ckpt.contents import entry_data, write_files
+from mlflow_ckpt.deliverer import Deliverer
+from mlflow_ckpt.delivery import Claim, Delivery
 from mlflow_ckpt.errors import CheckpointError, SnapshotTorn, StoreError
-from mlflow_ckpt.links import Links
-from mlflow_ckpt.manifest import Manifest
+from mlflow_ckpt.failures import Failures
+from mlflow_ckpt.job import Job
+from mlflow_ckpt.journal import Journal
+from mlflow_ckpt.outcomes import Outcomes
 from mlflow_ckpt.pending import Activity, PendingSave, SaveRequest
 from mlflow_ckpt.policy import Keep
-from mlflow_ckpt.record import Checkpoint, MetricRow, Run, Series
-from mlflow_ckpt.retention import Retention
+from mlflow_ckpt.record import Checkpoint, MetricRow, Run
 from mlflow_ckpt.say import say
+from mlflow_ckpt.spool import Spool
 from mlflow_ckpt.stats import Meter
-from mlflow_ckpt.store import Draft, Store
+from mlflow_ckpt.store import Store
+from mlflow_ckpt.thinning import superseded
 from mlflow_ckpt.worker import Worker
 
-_logger = logging.getLogger("mlflow_ckpt")
 _ROWS = 1_000  # MLflow takes no more in one request.
+_SLACK = 10  # checkpoints that may wait while the server answers
 
 
 class Writer:
@@ -42,61 +47,104 @@ class Writer:
 
     Args:
         store, run: Where to.
+        journal: Where they wait.
+        spool: How much room they may take there.
         keep: What stays in the store; `None` keeps all.
         meter: Told of every commit and every failure.
-        committed: Called with each new checkpoint, on the writer's thread.
+        committed: Called with each new checkpoint, on the thread that delivers.
+        claim: Says whether this process may write the series.
     """
 
     def __init__(
         self,
         store: Store,
         run: Run,
+        journal: Journal,
         *,
+        spool: Spool,
         keep: Keep | None = None,
         meter: Meter | None = None,
         committed: Callable[[Checkpoint], None] | None = None,
+        claim: Claim | None = None,
     ) -> None:
-        self._store = store
-        self._run = run
-        self._retention = Retention(store, run, keep)
-        self._links = Links(run.links)
+        self.journal, self.run_id = journal, run.run_id
+        self._spool = spool
+        self._keep = keep
         self._meter = meter or Meter()
-        self._committed = committed
-        self._worker = Worker((store.uri, run.run_id))
+        key = (store.uri, run.run_id)
+        self._worker = Worker(key)
+        self._failures = Failures()
+        self._claim, self._left = claim, False
+        delivery = Delivery(store, journal, claim=claim, failed=self._keep_failure)
+        self._outcomes = Outcomes(
+            run.run_id, self._failures, delivery.find, meter=self._meter, committed=committed
+        )
+        self._deliverer = Deliverer(
+            journal,
+            delivery,
+            key=key,
+            outcome=self._outcomes.tell,
+            emptied=self._emptied,
+            exit_wait=spool.drain_timeout,
+        )
         self._lock = threading.RLock()
         self._waiting: list[MetricRow] | None = None
-        self._failures: list[tuple[PendingSave | None, BaseException]] = []
-        self._newest: Future[Checkpoint] | None = None
-        self.activity = Activity()
+        self._unwritten: list[MetricRow] = []
+        self._newest: Job | None = None
+        self._activity = Activity()
 
     # --- handing over ---------------------------------------------------------
 
     @property
     def busy(self) -> bool:
-        """Whether the checkpoint submitted last is neither committed nor failed."""
-        return self._newest is not None and not self._newest.done()
+        """Whether the checkpoint submitted last is neither on the disk nor failed."""
+        return self._newest is not None and not self._newest.written.done()
 
     @property
     def through(self) -> bool:
         """Whether nothing is left to do, and no failure to raise."""
         with self._lock:
-            return not self._unraised() and self.join(0)
+            return not self._failures.open and self.join(0)
+
+    @property
+    def activity(self) -> Activity:
+        """What it is doing, in words."""
+        entry = self._deliverer.busy_with
+        if self._activity.total is not None or entry is None:
+            return self._activity
+        if entry.kind != parcel.CHECKPOINT:
+            return Activity("logging")
+        name = parcel.unpack_position(entry.data["position"]).name
+        return Activity(f"committing {name}", 0, int(entry.data["bytes"]))
+
+    @property
+    def fault(self) -> BaseException | None:
+        """Why nothing can be delivered at the moment."""
+        return self._deliverer.fault
+
+    def deliver(self) -> None:
+        """Begin with what an earlier process has left in the journal."""
+        if self.journal.first() is not None:
+            self._deliverer.wake(hurry=True)
 
     def wait_until_free(self) -> None:
         """Return when it is no longer busy; a failure is left to `raise_failures`."""
         if self._newest is not None:
-            futures.wait([self._newest])
+            futures.wait([self._newest.written])
 
     def submit(self, request: SaveRequest) -> PendingSave:
         """Hand a snapshot over. One that reads the live model is written before this returns."""
-        outcome: Future[Checkpoint] = Future()
-        job = _Save(request, PendingSave(request.position, outcome), outcome)
+        job = Job(request)
         if not request.snapshot.valid_while_training:
-            self._attempt(job, self._write)
-            if outcome.done() and not isinstance(outcome.exception(), Exception):
-                outcome.result()  # Ctrl-C in the middle of the writing goes to the caller.
+            self._save(job)
+            error = job.written.exception()
+            if error is not None and not isinstance(error, Exception):
+                raise error  # Ctrl-C in the middle of the writing goes to the caller.
+            with self._lock:
+                self._newest, self._waiting = job, None
+            return job.pending
         with self._lock:
-            self._newest, self._waiting = outcome, None
+            self._newest, self._waiting = job, None
             self._worker.put(lambda: self._save(job))
         return job.pending
 
@@ -111,105 +159,106 @@ class Writer:
             self._waiting = batch = [*rows]
             self._worker.put(lambda: self._log(batch))
 
+    def put(self, kind: str, data: Mapping[str, Any]) -> None:
+        """Let the server hear something else, in turn: see `delivery.py`."""
+        self.call(lambda: self._append(kind, data))
+
     def call(self, action: Callable[[], object]) -> None:
-        """Do something to the store, in turn."""
+        """Do something on the worker's thread, in turn."""
         with self._lock:
             self._waiting = None
             self._worker.put(lambda: self._try(action))
-
-    def link_rest(self) -> None:
-        """Let the run's page list what it left out and still exists. Call it after `join`."""
-        if rest := self._links.take_rest():
-            self.call(lambda: self._store.link(self._run, rest))
 
     # --- the outcome ----------------------------------------------------------
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until nothing is left to do and no thread is left; whether that is so."""
+        end = None if timeout is None else monotonic() + timeout
+        if not self._worker.join(timeout):
+            return False
+        return self._deliverer.join(None if end is None else max(0.0, end - monotonic()))
+
+    def join_written(self, timeout: float | None = None) -> bool:
+        """Wait until everything is on the disk; whether that is so."""
         return self._worker.join(timeout)
 
-    def raise_failures(self) -> None:
+    def leave(self) -> None:
+        """Hand over nothing more: give the claim up once everything is delivered."""
+        self._left = True
+        self.call(self._deliverer.wake)
+
+    def stop(self) -> None:
+        """Leave what is not delivered to somebody else, and let the claim age."""
+        self._deliverer.stop()
+        if self._claim is not None:
+            self._claim.stop()
+
+    def raise_failures(self, *, last: bool = False) -> None:
         """Raise what failed since the last call, unless `PendingSave.wait` has raised it.
+
+        Args:
+            last: Whether this is the end: what a full disk did, with which training goes on,
+                is raised as well.
 
         Raises:
             SaveFailed, StoreError: The first failure; its notes name the others.
         """
-        with self._lock:
-            found = self._unraised()
-            self._failures.clear()
-        if found:
-            first, *others = found
-            for other in others:
-                first.add_note(f"After it: {other}")
-            raise first
-
-    def _unraised(self) -> list[BaseException]:
-        return [e for pending, e in self._failures if pending is None or not pending.raised]
+        self._failures.raise_first(last=last)
 
     # --- on the worker's thread -----------------------------------------------
 
-    def _save(self, job: _Save) -> None:
-        if job.files is None:
-            self._attempt(job, self._write)
-        if job.files is not None:
-            self._attempt(job, self._commit)
-        if job.outcome.exception() is None:
-            checkpoint = job.outcome.result()
-            if self._committed is not None:
-                self._try(partial(self._committed, checkpoint))
-            self._try(partial(self._keep, checkpoint, job.request.series))
-
-    def _keep(self, newest: Checkpoint, series: Series) -> None:
-        self._links.deleted(self._retention.apply(newest, series))
-
-    def _attempt(self, job: _Save, part: Callable[[_Save], None]) -> None:
-        """Do one part of a save. Nothing may escape: nobody stands above this thread."""
-        if job.outcome.done():
-            return
+    def _save(self, job: Job) -> None:
+        """Write a checkpoint to the journal. Nothing may escape: nobody stands above."""
+        request = job.request
         try:
-            part(job)
+            entry = self._write(job)
         except BaseException as error:  # noqa: BLE001 (kept, and raised by `wait`)
             self._meter.failed()
-            job.request.snapshot.release()
-            self.log(job.request.curve)
-            if isinstance(error, SnapshotTorn) and not job.request.must:
+            request.snapshot.release()
+            self._log([*request.curve])
+            failure = job.unwritable(error, self.journal.path, self.run_id)
+            if isinstance(error, SnapshotTorn) and not request.must:
                 # The next one is copied: training need not end for this one.
                 say(str(error))
             else:
-                self._keep_failure(job.pending, error)
-            self.activity = Activity()
-            job.outcome.set_exception(error)
+                self._keep_failure(failure, job.pending, passing=isinstance(error, OSError))
+            self._activity = Activity()
+            job.fail(failure)
+            return
+        job.written.set_result(entry)
+        self._try(self._thin)
+        self._deliverer.wake()
 
-    def _write(self, job: _Save) -> None:
+    def _write(self, job: Job) -> str:
         request, began = job.request, perf_counter()
-        draft = self._store.draft(self._run, request.position)
+        self._activity = Activity(f"writing {request.position.name}")
+        self._spool.make_room(self.journal.spool, request.snapshot.state_bytes)
+        room = self.journal.room()
         try:
-            self.activity = Activity(f"writing {request.position.name}")
-            manifest, synced = write_files(request, draft, self._progress(request))
-        except Exception as error:
-            failure = self._store.abandon(draft, error)
-            if failure is error:
-                raise
-            raise failure from error
+            manifest = write_files(request, self.journal.files_of(room), self._progress(request))
         except BaseException:
-            draft.close()
+            self.journal.give_up(room)
             raise
         request.snapshot.release()
-        job.files, job.write_s = (draft, manifest, synced), perf_counter() - began
+        job.write_s, job.size = perf_counter() - began, manifest.total_bytes
+        # Before it can be delivered, and by whomever.
+        uid = self._outcomes.expect(job)
+        try:
+            data = entry_data(request, manifest, self._keep)
+            self.journal.append(parcel.CHECKPOINT, data, room, uid=uid)
+        except BaseException:
+            self._outcomes.forget(uid)
+            raise
+        self._activity = Activity()
+        return uid
 
-    def _commit(self, job: _Save) -> None:
-        assert job.files is not None
-        draft, manifest, synced = job.files
-        name, size = job.request.position.name, manifest.total_bytes
-        text = f"committing {name}" if draft.in_place else f"uploading {name}"
-        self.activity = Activity(text, size, size)
-        request = commit_request(job.request, manifest, synced, link=self._links.due)
-        checkpoint = self._store.commit(draft, request)
-        self._links.committed(checkpoint, linked=request.link)
-        lag_s = perf_counter() - job.request.captured
-        self._meter.committed(lag_s=lag_s, write_s=job.write_s, size=checkpoint.bytes)
-        self.activity = Activity()
-        job.outcome.set_result(checkpoint)
+    def _thin(self) -> None:
+        """Drop what waits and would be deleted once delivered."""
+        if self._deliverer.fault is None and self._outcomes.expected <= _SLACK:
+            return  # They are about to be delivered.
+        for entry in superseded(self.journal.checkpoints(), self._keep):
+            self.journal.drop(entry)
+            self._outcomes.dropped(entry.uid)
 
     def _progress(self, request: SaveRequest) -> Callable[[int], None]:
         written = 0
@@ -218,7 +267,7 @@ class Writer:
             nonlocal written
             written += count
             total = max(written, request.snapshot.state_bytes)
-            self.activity = Activity(f"writing {request.position.name}", written, total)
+            self._activity = Activity(f"writing {request.position.name}", written, total)
 
         return advance
 
@@ -226,7 +275,27 @@ class Writer:
         with self._lock:
             if self._waiting is batch:
                 self._waiting = None
-        self._try(lambda: self._store.log_rows(self._run, batch))
+        if batch:
+            self._unwritten.extend(batch)
+            self._try(self._flush_if_room)
+
+    def _flush_if_room(self) -> None:
+        # What finds no room now is written with the next rows, at the latest at the end.
+        with suppress(OSError):
+            self._flush()
+
+    def _flush(self) -> None:
+        """Write rows to the journal; those that find no room wait for the next attempt."""
+        while self._unwritten:
+            rows = self._unwritten[:_ROWS]
+            self.journal.append(parcel.ROWS, {"rows": parcel.pack_rows(rows)})
+            del self._unwritten[: len(rows)]
+            self._deliverer.wake()
+
+    def _append(self, kind: str, data: Mapping[str, Any]) -> None:
+        self._flush()
+        self.journal.append(kind, data)
+        self._deliverer.wake()
 
     def _try(self, action: Callable[[], object]) -> None:
         try:
@@ -234,26 +303,23 @@ class Writer:
         except CheckpointError as error:
             failure: CheckpointError = error
         except Exception as error:  # noqa: BLE001 (kept, and raised by `raise_failures`)
-            failure = StoreError(f"Could not write to run {self._run.run_id}: {error!r}")
+            where = self.journal.path if isinstance(error, OSError) else f"run {self.run_id}"
+            failure = StoreError(f"Could not write to {where}: {error!r}")
             failure.__cause__ = error
+            self._keep_failure(failure, passing=isinstance(error, OSError))
+            return
         else:
             return
-        self._keep_failure(None, failure)
+        self._keep_failure(failure)
 
-    def _keep_failure(self, pending: PendingSave | None, error: BaseException) -> None:
-        with self._lock:
-            self._failures.append((pending, error))
-        _logger.error("%s", error)
-        if not threading.main_thread().is_alive():
-            say(str(error))  # Nobody is left to raise it to.
+    def _keep_failure(
+        self, error: BaseException, pending: PendingSave | None = None, *, passing: bool = False
+    ) -> None:
+        self._failures.keep(error, pending, passing=passing)
 
+    # --- on the deliverer's thread --------------------------------------------
 
-@dataclass
-class _Save:
-    """A request on its way: what is asked for, and what has become of it so far."""
-
-    request: SaveRequest
-    pending: PendingSave
-    outcome: Future[Checkpoint]
-    files: tuple[Draft, Manifest, Sequence[str]] | None = None
-    write_s: float = 0.0
+    def _emptied(self) -> None:
+        self._outcomes.emptied(entry.uid for entry in self.journal.waiting())
+        if self._left and self._claim is not None and not self._worker.busy:
+            self._claim.release()

@@ -47,12 +47,14 @@ from mlflow_ckpt.keras_internals._training import (
     has_variables,
     load_whole_state,
     metric_directions,
+    raised_at_epoch_end,
     regarded_as_built,
     restore_global_seed_state,
     set_initial_epoch,
     trained_variables,
     untouched_python_rng,
 )
+from mlflow_ckpt.keras_internals._unwinding import fit_id, is_on_stack, watch_unwinding
 from mlflow_ckpt.keras_internals._variables import (
     borrow,
     can_borrow,
@@ -87,11 +89,13 @@ __all__ = [
     "dtype_of",
     "find_feed",
     "fit_arguments",
+    "fit_id",
     "forget_global_seed",
     "forget_logs",
     "global_seed_state",
     "has_variables",
     "is_like",
+    "is_on_stack",
     "is_saveable",
     "is_stock",
     "is_tensor_type",
@@ -104,6 +108,7 @@ __all__ = [
     "on_gpu",
     "own_assets",
     "own_variables",
+    "raised_at_epoch_end",
     "rebuild",
     "record_state",
     "regarded_as_built",
@@ -118,5 +123,6 @@ __all__ = [
     "uncountable_operation",
     "untouched_python_rng",
     "view",
+    "watch_unwinding",
     "weights_member",
 ]

@@ -110,8 +110,14 @@ class Feed:
 
     # --- count ----------------------------------------------------------------
 
-    def watch(self, *, inside_epochs: bool) -> None:
-        """Get ready for `state`; `inside_epochs` says whether it will be asked within epochs."""
+    def watch(self, *, inside_epochs: bool, stops: bool = False) -> None:
+        """Get ready for `state`.
+
+        Args:
+            inside_epochs: Whether it will be asked within epochs.
+            stops: Whether it may be asked there once, as the fit ends. An input that can find
+                such a place again by reading to it needs no more for that.
+        """
 
     def _new_iterator(self) -> Any:
         """Make the iterator that the next batches come from."""

@@ -34,8 +34,8 @@ class GrainFeed(Feed):
     def _input_exactness(self) -> Exactness:
         return Exactness()
 
-    def watch(self, *, inside_epochs: bool) -> None:
-        if inside_epochs or self._epochs.steps_per_epoch:
+    def watch(self, *, inside_epochs: bool, stops: bool = False) -> None:
+        if inside_epochs or stops or self._epochs.steps_per_epoch:
             self._epochs._distributed_dataset = tf.data.Dataset.from_generator(
                 self._batches, output_signature=self.adapter._output_tf_signature
             )

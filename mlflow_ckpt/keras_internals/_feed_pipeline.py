@@ -43,7 +43,7 @@ class PipelineFeed(Feed):
     def _uncounted(self) -> bool:
         return not _pipeline.counts_every_iterator(self._dataset)
 
-    def watch(self, *, inside_epochs: bool) -> None:
+    def watch(self, *, inside_epochs: bool, stops: bool = False) -> None:
         if inside_epochs and not self._checkpoints and _pipeline.can_checkpoint(self._dataset):
             # Before the first iterator is made; it is the same pipeline all the same.
             self._epochs._distributed_dataset = _pipeline.with_checkpoints(self._dataset)
@@ -98,5 +98,5 @@ class OtherFeed(PipelineFeed):
         names = {"GeneratorData": "a Python generator", "TorchDataLoader": "a torch DataLoader"}
         return Exactness("unknown", f"the input is {names.get(kind, kind)}")
 
-    def watch(self, *, inside_epochs: bool) -> None:
+    def watch(self, *, inside_epochs: bool, stops: bool = False) -> None:
         """Nothing: such an input has no checkpoint of its own."""

@@ -70,6 +70,19 @@ def running_fit() -> Mapping[str, Any]:
     return {}
 
 
+def raised_at_epoch_end(error: BaseException) -> bool:
+    """Whether an exception came through the `on_epoch_end` of a `CallbackList`."""
+    trace = error.__traceback__
+    while trace is not None:
+        frame = trace.tb_frame
+        if frame.f_code.co_name == "on_epoch_end":
+            owner = frame.f_locals.get("self")
+            if isinstance(owner, keras.callbacks.CallbackList):
+                return True
+        trace = trace.tb_next
+    return False
+
+
 def fit_arguments() -> Mapping[str, Any]:
     """Arguments of the `fit` that is running below us, or an empty mapping.
 

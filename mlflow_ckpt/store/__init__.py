@@ -2,8 +2,12 @@
 
     _connection   runs, experiments, and MLflow's exceptions in our words
     _query        find and list committed checkpoints
-    _draft        a checkpoint in the making: where its files lie
-    _commit       upload, finalize, delete
+    _draft        bring a checkpoint's files to the artifact store
+    _commit       create, log, link, finalize, commit
+    _delete       take checkpoints away
+    _files        bring the files of a checkpoint here
+    _faults       a server that is away, and one that refuses
+    _lease        the tag of who writes a series
     _fork         a run beside another one, and what a run began from
     _card         MLmodel and environment files, made once per process
 
@@ -13,16 +17,16 @@ No other module imports `mlflow`; a lint rule and a test keep it so.
 from mlflow_ckpt.store._card import prepare_card, write_card
 from mlflow_ckpt.store._commit import Commit
 from mlflow_ckpt.store._connection import now_ms, use_tracking_uri
-from mlflow_ckpt.store._draft import Draft
+from mlflow_ckpt.store._connection import portable as portable_uri
 from mlflow_ckpt.store._fork import Logged
 from mlflow_ckpt.store._store import Store
 
 __all__ = [
     "Commit",
-    "Draft",
     "Logged",
     "Store",
     "now_ms",
+    "portable_uri",
     "prepare_card",
     "use_tracking_uri",
     "write_card",

@@ -14,11 +14,20 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage
 from mlflow.exceptions import MlflowException
+from mlflow.tracking import fluent
 from mlflow.tracking._tracking_service.client import TrackingServiceClient
 from sqlalchemy.exc import SQLAlchemyError
 
-from mlflow_ckpt.errors import NoActiveRun, RunDeleted, RunNotFound, StoreError, UnsupportedStore
+from mlflow_ckpt.errors import (
+    NoActiveRun,
+    RunDeleted,
+    RunNotFound,
+    ServerAway,
+    StoreError,
+    UnsupportedStore,
+)
 from mlflow_ckpt.record import Run
+from mlflow_ckpt.store._faults import is_away
 
 _KIND_TAG = "mlflow.experimentKind"
 _KIND = "custom_model_development"
@@ -66,9 +75,11 @@ def translated(action: str) -> Iterator[None]:
                 f"logged models "
                 f"({action}). {_UPGRADE}"
             ) from error
+        if is_away(error):
+            raise ServerAway(f"The tracking server could not {action}: {error}") from error
         raise StoreError(f"The tracking server refused to {action}: {error}") from error
     except (SQLAlchemyError, ImportError) as error:
-        raise StoreError(
+        raise (ServerAway if is_away(error) else StoreError)(
             f"The tracking database {_without_secret(mlflow.get_tracking_uri())} could not "
             f"{action}: {error}"
         ) from error
@@ -80,18 +91,33 @@ def _without_secret(uri: str) -> str:
     return f"{head.partition('://')[0]}://***@{host}" if separator else uri
 
 
-def connect() -> MlflowClient:
-    """A client of the current tracking URI.
+def portable(uri: str) -> str:
+    """`uri` as another process can use it, from any folder, without a password."""
+    scheme, separator, name = uri.partition(":///")
+    if scheme == "sqlite" and separator and name and not name.startswith((":", "/")):
+        return f"sqlite:///{Path(name).absolute()}"
+    return _without_secret(uri)
+
+
+def refuse_file_store(uri: str) -> None:
+    """Refuse a tracking URI that cannot hold checkpoints.
 
     Raises:
         UnsupportedStore: If the URI names MLflow's file store.
     """
-    uri = mlflow.get_tracking_uri()
     scheme = urlsplit(uri).scheme
     if (scheme in ("", "file") or len(scheme) == 1) and not uri.startswith("databricks"):
         raise UnsupportedStore(
             f"The file store cannot hold checkpoints. Received: {uri!r}. {_UPGRADE}"
         )
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client of a tracking URI.
+
+    Raises:
+        StoreError: If it is a database that cannot be reached.
+    """
     with translated("connect"):
         return MlflowClient(tracking_uri=uri)
 
@@ -141,6 +167,22 @@ def current_run_id(run_id: str | None) -> str:
         "No MLflow run is active and none was named. Put the call into "
         "`with mlflow.start_run():`, or pass run_id='...'."
     )
+
+
+def forget_active_run(run_id: str, *, ask: bool) -> None:
+    """End the active run as KILLED if it is this one; without a request if `ask` is not set.
+
+    MLflow ends a run in its `with` statement only while the run is on the thread's stack of
+    active runs (`fluent._active_run_stack`), and `mlflow.end_run` always makes a request.
+    """
+    active = mlflow.active_run()
+    if active is None or active.info.run_id != run_id:
+        return
+    if ask:
+        with translated(f"mark run {run_id} as KILLED"):
+            mlflow.end_run("KILLED")
+    else:
+        fluent._active_run_stack.get().pop()  # noqa: SLF001 (see above)
 
 
 def get_run(client: MlflowClient, run_id: str) -> Run:

@@ -1,21 +1,18 @@
-"""Give the files of a checkpoint a place before it is committed.
+"""Bring the files of a checkpoint from the spool to the artifact store.
 
-A local artifact store gets them where they will stay, so that no byte is written twice.
-Any other gets them from a private temporary folder. Readers see neither: a checkpoint
-exists from its commit on.
-
-    create (PENDING) -> Draft -> files -> commit
-                             \\-> abandon (FAILED; local files are removed)
+A local artifact store gets them as further names of the same files where the file system
+can do that, so that no byte is written twice; else as copies. Any other store gets them
+uploaded, and is then asked what it has: a server that loses a connection in the middle of
+an upload may keep the half it got. Readers see neither: a checkpoint exists from its
+commit on.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from mlflow.entities import LoggedModel
 from mlflow.exceptions import MlflowException
@@ -23,64 +20,81 @@ from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
-from mlflow_ckpt.errors import SaveFailed
-from mlflow_ckpt.record import COMPLETE_TAG, MODEL_TYPE, Position, Run
-from mlflow_ckpt.store._connection import Connection, translated
-
-_PREFIX = "mlflow-ckpt-"
+from mlflow_ckpt.durable import link_or_copy, sync
+from mlflow_ckpt.errors import SaveFailed, ServerAway
+from mlflow_ckpt.record import COMPLETE_TAG, Position, Run
+from mlflow_ckpt.store._connection import Connection
+from mlflow_ckpt.store._faults import is_away
 
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
-    """A checkpoint in the making. It belongs to whoever opened it, until commit or `abandon`.
+    """A checkpoint on its way to the artifact store.
 
     Attributes:
         run, position: Whose it is.
-        directory: An empty folder for its files.
-        in_place: Whether `directory` is where the artifact store keeps them.
+        directory: Where its files are; they stay there.
         model: The pending LoggedModel.
         repository: The artifact store of this checkpoint.
+        place: Where a local artifact store keeps them; `None` if it is not one.
     """
 
     run: Run
     position: Position
     directory: Path
-    in_place: bool
     model: LoggedModel
     repository: ArtifactRepository
+    place: Path | None
 
-    def publish(self, paths: Iterable[str], *, synced: Iterable[str] = ()) -> None:
+    def publish(self, sizes: Mapping[str, int]) -> None:
         """Make files of `directory` durable where the artifact store keeps them.
 
         One request a file: MLflow's upload of a folder needs a thread pool, and Python
         refuses new work to those while the interpreter ends.
 
         Args:
-            paths: POSIX paths relative to `directory`.
-            synced: Those of them that are on the disk already.
+            sizes: Bytes of each file, by its POSIX path.
+
+        Raises:
+            ServerAway: If the store does not answer, or has not got everything.
         """
-        done = set(synced)
-        for path in paths:
-            if not self.in_place:
-                parent = Path(path).parent.as_posix()
+        if self.place is not None:
+            _lay(self.directory, self.place, sizes)
+            return
+        try:
+            for path in sizes:
+                parent = PurePosixPath(path).parent.as_posix()
                 self.repository.log_artifact(
                     str(self.directory / path), None if parent == "." else parent
                 )
-            elif path not in done:
-                _sync(self.directory / path)
-        if self.in_place:
-            for folder in (self.directory, *(p for p in self.directory.rglob("*") if p.is_dir())):
-                _sync(folder)
+            self._check(sizes)
+        except Exception as error:
+            if isinstance(error, ServerAway) or not is_away(error):
+                raise
+            raise ServerAway(
+                f"The artifact store did not take {self.position.name}: {error}"
+            ) from error
 
-    def close(self) -> None:
-        """Remove the temporary folder, if there is one. Safe to call twice."""
-        if not self.in_place:
-            shutil.rmtree(self.directory, ignore_errors=True)
+    def _check(self, sizes: Mapping[str, int]) -> None:
+        """Ask the store what it has of these files."""
+        for folder in sorted({PurePosixPath(path).parent.as_posix() for path in sizes}):
+            there = {
+                info.path: info.file_size
+                for info in self.repository.list_artifacts(None if folder == "." else folder)
+                if not info.is_dir
+            }
+            for path, size in sizes.items():
+                if PurePosixPath(path).parent.as_posix() != folder:
+                    continue
+                # Some stores do not know a size.
+                if path not in there or there[path] not in (None, size):
+                    raise ServerAway(
+                        f"The artifact store has {there.get(path, 'no')} bytes of {path!r} of "
+                        f"{self.position.name} instead of {size}."
+                    )
 
-    def abandon(
-        self, connection: Connection, error: Exception, *, sealed: bool = False
-    ) -> SaveFailed:
-        """Mark the LoggedModel FAILED and give its disk space back.
+    def abandon(self, connection: Connection, error: Exception, *, sealed: bool) -> SaveFailed:
+        """Mark the LoggedModel FAILED and give its disk space back; the spool keeps the files.
 
         Args:
             sealed: Whether the request that commits was sent. It may have been carried out
@@ -90,12 +104,16 @@ class Draft:
         Returns:
             What to raise from `error`.
         """
-        failure = failed(self.run, self.position, error, folder=self.directory)
+        failure = failed(self.run, self.position, error, folder=self.place)
         gone = not sealed or self._withdraw(connection, failure)
-        if self.in_place and gone:
-            shutil.rmtree(self.directory, ignore_errors=True)
-        self.close()
-        _mark_failed(connection, self.model, failure)
+        if self.place is not None and gone:
+            shutil.rmtree(self.place, ignore_errors=True)
+        try:
+            connection.client.finalize_logged_model(self.model.model_id, "FAILED")
+        except MlflowException as second:
+            failure.add_note(
+                f"Its logged model {self.model.model_id} could not be marked FAILED: {second}"
+            )
         return failure
 
     def _withdraw(self, connection: Connection, failure: SaveFailed) -> bool:
@@ -107,65 +125,41 @@ class Draft:
         return True
 
 
-def open_draft(connection: Connection, run: Run, position: Position) -> Draft:
-    """Create the LoggedModel and find its files a place.
-
-    Raises:
-        SaveFailed: If the server refuses, or the place cannot be written to.
-    """
-    try:
-        with translated("create a logged model"):
-            model = connection.client.create_logged_model(
-                run.experiment_id,
-                name=position.name,
-                source_run_id=run.run_id,
-                tags=position.tags(),
-                params={k: str(getattr(position, k)) for k in ("series", "epoch", "step")},
-                model_type=MODEL_TYPE,
-            )
-    except Exception as error:
-        raise failed(run, position, error) from error
-    try:
-        repository = get_artifact_repository(model.artifact_location, tracking_uri=connection.uri)
-        # A subclass may do more than keep files: it gets them handed over.
-        in_place = type(repository) is LocalArtifactRepository
-        directory = _place(repository) if in_place else Path(tempfile.mkdtemp(prefix=_PREFIX))
-    except Exception as error:
-        failure = failed(run, position, error, folder=Path(model.artifact_location))
-        _mark_failed(connection, model, failure)
-        raise failure from error
+def open_draft(
+    connection: Connection, run: Run, position: Position, directory: Path, model: LoggedModel
+) -> Draft:
+    """Find the place of a checkpoint's files."""
+    repository = get_artifact_repository(model.artifact_location, tracking_uri=connection.uri)
+    # A subclass may do more than keep files: it gets them handed over.
+    plain = type(repository) is LocalArtifactRepository
     return Draft(
         run=run,
         position=position,
         directory=directory,
-        in_place=in_place,
         model=model,
         repository=repository,
+        place=Path(repository.artifact_dir) if plain else None,
     )
 
 
-def _mark_failed(connection: Connection, model: LoggedModel, failure: SaveFailed) -> None:
-    """Show the failure in the UI; where even that fails, say so in the error that is raised."""
-    try:
-        connection.client.finalize_logged_model(model.model_id, "FAILED")
-    except MlflowException as error:
-        failure.add_note(f"Its logged model {model.model_id} could not be marked FAILED: {error}")
+def _lay(source: Path, target: Path, paths: Iterable[str]) -> None:
+    """Lay files below `target`, durably; what an earlier attempt left there is replaced."""
+    folders = {target}
+    for path in paths:
+        there = target / path
+        there.parent.mkdir(parents=True, exist_ok=True)
+        folders.update(_between(there.parent, target))
+        partial = there.with_name(f".{there.name}-part")
+        partial.unlink(missing_ok=True)
+        if not link_or_copy(source / path, partial):
+            sync(partial)
+        partial.replace(there)
+    for folder in [*sorted(folders, reverse=True), target.parent]:
+        sync(folder)
 
 
-def _place(repository: ArtifactRepository) -> Path:
-    directory = Path(repository.artifact_dir)
-    directory.mkdir(parents=True, exist_ok=True)
-    _sync(directory.parent)
-    return directory
-
-
-def _sync(path: Path) -> None:
-    """Bring a file's bytes, or a folder's entries, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _between(folder: Path, root: Path) -> Sequence[Path]:
+    return [folder, *(p for p in folder.parents if p.is_relative_to(root))]
 
 
 def failed(
@@ -177,8 +171,8 @@ def failed(
     if isinstance(error, OSError) and error.strerror:
         text = (
             f"The checkpoint {position.name} could not be written to "
-            f"{error.filename or folder or tempfile.gettempdir()}: {error.strerror}. "
-            "Free some space there; TMPDIR moves temporary files."
+            f"{error.filename or folder}: {error.strerror}. Free some space there; it waits in "
+            f"the spool until then (`mlflow-ckpt sync {run.run_id}`)."
         )
     else:
         text = (

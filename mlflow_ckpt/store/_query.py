@@ -22,6 +22,7 @@ from mlflow.store.entities import PagedList
 from mlflow_ckpt.record import (
     COMPLETE_TAG,
     DIGEST_TAG,
+    ENTRY_TAG,
     FINAL_TAG,
     KIND_TAG,
     PINNED_TAG,
@@ -40,6 +41,7 @@ Order = dict[str, object]
 
 _PAGE = 100
 _TOP = 5
+_ENTRIES = 50
 _REGISTERED_TAG = "mlflow.modelVersions"
 ANY_KIND: tuple[Kind, ...] = ("epoch", "batch", "manual")
 
@@ -86,9 +88,22 @@ def everything(client: MlflowClient, run: Run, series: Series) -> list[Checkpoin
     return _all(client, run, series, [])
 
 
+def newest_of_all(client: MlflowClient, run: Run, series: Series, count: int) -> list[Checkpoint]:
+    """The `count` newest committed checkpoints, oldest step first."""
+    page = _page(client, run, _exact(series, []), [_by(series, STEP_METRIC)], count)
+    return [to_checkpoint(model, series) for model in reversed(page)]
+
+
 def ends(client: MlflowClient, run: Run, series: Series) -> list[Checkpoint]:
     """Every checkpoint that is marked as an end state."""
     return _all(client, run, series, [FINAL])
+
+
+def begun_deleting(client: MlflowClient, run: Run, series: Series) -> list[Checkpoint]:
+    """Checkpoints of which a deletion was begun and not ended."""
+    clauses = [tag(COMPLETE_TAG, "deleting"), tag(SERIES_TAG, series.name)]
+    page = _page(client, run, clauses, [_by(series, STEP_METRIC)], _PAGE)
+    return [to_checkpoint(model, series) for model in page]
 
 
 def tag(key: str, value: str) -> str:
@@ -162,6 +177,24 @@ def _page(
         )
 
 
+def of_entries(client: MlflowClient, run: Run, entries: Sequence[str]) -> list[LoggedModel]:
+    """Every LoggedModel that was created for these entries of a spool, committed or not.
+
+    A request whose answer was lost is made again, so an entry may have several.
+    """
+    found: list[LoggedModel] = []
+    for start in range(0, len(entries), _ENTRIES):
+        names = ", ".join(repr(entry) for entry in entries[start : start + _ENTRIES])
+        clause, token = f"tags.`{ENTRY_TAG}` IN ({names})", None
+        while True:
+            page = _page(client, run, [clause], [{"field_name": "creation_time"}], _PAGE, token)
+            found.extend(page)
+            token = page.token
+            if not token:
+                break
+    return found
+
+
 def to_checkpoint(model: LoggedModel, series: Series) -> Checkpoint:
     """Read a LoggedModel that carries the commit tag."""
     latest: dict[str, tuple[int, float]] = {}
@@ -182,4 +215,5 @@ def to_checkpoint(model: LoggedModel, series: Series) -> Checkpoint:
         weights_only=model.tags.get("ckpt.weights_only") == "true",
         pinned=model.tags.get(PINNED_TAG) == "true" or _REGISTERED_TAG in model.tags,
         final=model.tags.get(FINAL_TAG) == "true",
+        entry=model.tags.get(ENTRY_TAG, ""),
     )

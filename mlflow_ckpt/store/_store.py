@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 import mlflow
-from mlflow.entities import LoggedModelOutput, Metric, RunTag
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, Metric, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from mlflow_ckpt import worker
-from mlflow_ckpt.errors import DigestMismatch, NoActiveRun, SaveFailed, StoreError
-from mlflow_ckpt.manifest import FILENAME, Manifest
-from mlflow_ckpt.record import COMPLETE_TAG, FINAL_TAG, Checkpoint, MetricRow, Position, Run, Series
+from mlflow_ckpt.errors import NoActiveRun
+from mlflow_ckpt.manifest import Manifest
+from mlflow_ckpt.record import (
+    COMPLETE_TAG,
+    FINAL_TAG,
+    LEASE_TAG_PREFIX,
+    SERIES_TAG,
+    Checkpoint,
+    MetricRow,
+    Run,
+    Series,
+)
 from mlflow_ckpt.selector import Mode
-from mlflow_ckpt.store import _commit, _connection, _draft, _fork, _query
+from mlflow_ckpt.store import _commit, _connection, _delete, _files, _fork, _lease, _query
 from mlflow_ckpt.store._card import versions
 from mlflow_ckpt.store._connection import translated
 
@@ -38,9 +46,52 @@ class Store:
 
     def __init__(self) -> None:
         self.uri: str = mlflow.get_tracking_uri()
-        self._client = _connection.connect()
-        self._connection = _connection.Connection(self.uri, self._client)
+        _connection.refuse_file_store(self.uri)
+        self._connecting = threading.Lock()
+        self._made: MlflowClient | None = None
         self._cannot_delete = False
+
+    @property
+    def _client(self) -> MlflowClient:
+        """Made when it is first needed: that of a database connects at once."""
+        with self._connecting:
+            if self._made is None:
+                self._made = _connection.connect(self.uri)
+            return self._made
+
+    @property
+    def _connection(self) -> _connection.Connection:
+        return _connection.Connection(self.uri, self._client)
+
+    @staticmethod
+    def run_id(run_id: str | None) -> str:
+        """`run_id`, else that of the active run, else `MLFLOW_RUN_ID`.
+
+        Raises:
+            NoActiveRun: If there is none of them.
+        """
+        return _connection.current_run_id(run_id)
+
+    @staticmethod
+    def is_active(run_id: str) -> bool:
+        """Whether MLflow will end this run: it is the active one of this thread."""
+        active = mlflow.active_run()
+        return active is not None and active.info.run_id == run_id
+
+    @staticmethod
+    def forget_active_run(run_id: str, *, ask: bool) -> None:
+        """Take a run that was KILLED from MLflow's hands, where it is the active one.
+
+        `with mlflow.start_run():` would else mark it FAILED on the way out.
+
+        Args:
+            ask: Whether the server answers, and can be told again.
+        """
+        _connection.forget_active_run(run_id, ask=ask)
+
+    def portable_uri(self) -> str:
+        """The tracking URI as another process can use it, from any folder, without a password."""
+        return _connection.portable(self.uri)
 
     # --- runs -----------------------------------------------------------------
 
@@ -95,6 +146,10 @@ class Store:
             document = {"series": series.name, **json.loads(series.to_json())}
             self._client.log_dict(run.run_id, document, f"checkpoints/{series.name}.json")
 
+    def lease_tag(self, run: Run, series: str) -> _lease.LeaseTag:
+        """The tag in which the process that writes a series says so."""
+        return _lease.LeaseTag(self._client, run.run_id, LEASE_TAG_PREFIX + series)
+
     def set_tag(self, run: Run, key: str, value: str) -> None:
         with translated("set a tag"):
             self._client.set_tag(run.run_id, key, value)
@@ -110,12 +165,8 @@ class Store:
     def log_rows(self, run: Run, rows: Iterable[MetricRow]) -> None:
         """Add points to the run's curves, in one request for each 1,000 (MLflow's limit)."""
         with translated("log metrics"):
-            # Said here because MLFLOW_ENABLE_ASYNC_LOGGING would let a failure pass in silence.
-            self._client.log_batch(
-                run.run_id,
-                metrics=[Metric(r.key, r.value, r.timestamp, r.step) for r in rows],
-                synchronous=True,
-            )
+            metrics = [Metric(r.key, r.value, r.timestamp, r.step) for r in rows]
+            _commit.log_metrics(self._connection, run, metrics)
 
     def rows(self, run: Run, key: str) -> dict[int, MetricRow]:
         """The run's curve of `key`, by step."""
@@ -160,30 +211,59 @@ class Store:
     def reread(self, checkpoint: Checkpoint, series: Series) -> Checkpoint | None:
         """What the server says of a committed checkpoint at this moment; `None` if it is gone."""
         with translated(f"read {checkpoint.name}"):
-            try:
-                model = self._client.get_logged_model(checkpoint.model_id)
-            except MlflowException as error:
-                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                    return None
-                raise
-        committed = model.tags.get(COMPLETE_TAG) == "true"
-        return _query.to_checkpoint(model, series) if committed else None
+            model = self._get_model(checkpoint.model_id)
+        if model is None or model.tags.get(COMPLETE_TAG) != "true":
+            return None
+        return _query.to_checkpoint(model, series)
+
+    def _get_model(self, model_id: str) -> LoggedModel | None:
+        try:
+            return self._client.get_logged_model(model_id)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
 
     def logged(self, checkpoint: Checkpoint) -> _fork.Logged:
         """The metric rows of a checkpoint, and how its state was taken."""
         return _fork.logged(self._client, checkpoint)
 
-    def draft(self, run: Run, position: Position) -> _draft.Draft:
-        """Begin a checkpoint: see `_draft`. End it with `commit` or `abandon`."""
-        return _draft.open_draft(self._connection, run, position)
+    def of_entry(self, run: Run, entry: str) -> Checkpoint | None:
+        """The committed checkpoint that came from this entry of a spool."""
+        for model in _query.of_entries(self._client, run, [entry]):
+            if model.tags.get(COMPLETE_TAG) == "true":
+                return _query.to_checkpoint(model, run.series[model.tags[SERIES_TAG]])
+        return None
 
-    def commit(self, draft: _draft.Draft, request: _commit.Commit) -> Checkpoint:
-        """Make a checkpoint of a draft whose files are all there: see `_commit`."""
-        return _commit.commit(self._connection, draft, request)
+    def checkpoint(self, run: Run, series: Series, model_id: str, entry: str) -> Checkpoint | None:
+        """The committed checkpoint with this model ID, else of this entry of a spool."""
+        if not model_id:
+            return self.of_entry(self.run(run.run_id, settled=False), entry)
+        with translated(f"read logged model {model_id}"):
+            model = self._get_model(model_id)
+        if model is None or model.tags.get(COMPLETE_TAG) != "true":
+            return None
+        return _query.to_checkpoint(model, series)
 
-    def abandon(self, draft: _draft.Draft, error: Exception, *, sealed: bool = False) -> SaveFailed:
-        """Give a draft up; returns what to raise from `error`. For `sealed` see `Draft.abandon`."""
-        return draft.abandon(self._connection, error, sealed=sealed)
+    def commit(
+        self,
+        run: Run,
+        request: _commit.Commit,
+        progress: _commit.Progress,
+        *,
+        give_up: bool = False,
+    ) -> Checkpoint:
+        """Make a checkpoint of files that are all there: see `_commit`."""
+        return _commit.commit(self._connection, run, request, progress, give_up=give_up)
+
+    def drop_doubles(self, run: Run, delivered: Mapping[str, str]) -> int:
+        """Delete what lost answers left beside committed checkpoints: see `_delete`."""
+        return _delete.drop_doubles(self._connection, run, delivered)
+
+    def end_run(self, run: Run, status: Literal["KILLED", "FINISHED"]) -> None:
+        """Mark the run as ended."""
+        with translated(f"mark run {run.run_id} as {status}"):
+            self._client.set_terminated(run.run_id, status)
 
     def mark_final(self, run: Run, series: Series, checkpoint: Checkpoint) -> None:
         """Say that a committed checkpoint is the state in which `fit` left the model.
@@ -193,6 +273,7 @@ class Store:
         """
         with translated(f"mark {checkpoint.name} as final"):
             self._connection.tag_model(checkpoint.model_id, {FINAL_TAG: "true"})
+            self.finish_deleting(run, series)
             ends = _query.ends(self._client, run, series)
             earlier = [c for c in ends if c.model_id != checkpoint.model_id]
             gone = [c for c in earlier if c.kind == "final" and not c.pinned]
@@ -201,16 +282,20 @@ class Store:
                     self._connection.tag_model(other.model_id, {FINAL_TAG: "false"})
         self.delete(gone)
 
-    def link(self, run: Run, checkpoints: Sequence[Checkpoint]) -> None:
-        """Let the run's page list these too, in one request."""
-        outputs = [LoggedModelOutput(c.model_id, c.epoch) for c in checkpoints]
+    def finish_deleting(self, run: Run, series: Series) -> None:
+        """Delete what a process that was killed had begun to delete."""
+        self.delete(_query.begun_deleting(self._client, run, series))
+
+    def link_newest(self, run: Run, series: Series, count: int) -> None:
+        """Let the run's page list the `count` newest checkpoints, whoever committed them."""
+        newest = _query.newest_of_all(self._client, run, series, count)
         with translated("link checkpoints to the run"):
-            self._client.log_outputs(run.run_id, outputs)
+            _commit.link_missing(self._connection, run, {c.model_id: c.epoch for c in newest})
 
     def delete(self, checkpoints: Iterable[Checkpoint]) -> None:
         """Delete checkpoints; where the artifact store cannot, warn once and go on."""
         for checkpoint in checkpoints:
-            reason = _commit.delete(self._connection, checkpoint)
+            reason = _delete.delete(self._connection, checkpoint)
             if reason and not self._cannot_delete:
                 self._cannot_delete = True
                 _logger.warning(
@@ -221,13 +306,8 @@ class Store:
     # --- files ----------------------------------------------------------------
 
     def manifest(self, checkpoint: Checkpoint, directory: Path) -> Manifest:
-        """Fetch and check a checkpoint's manifest.
-
-        Raises:
-            DigestMismatch: If it is missing or not the committed one.
-        """
-        path = self._fetch(checkpoint, FILENAME, directory) / FILENAME
-        return Manifest.parse(path.read_bytes(), digest=checkpoint.digest)
+        """Fetch and check a checkpoint's manifest; see `_files`."""
+        return _files.manifest(self.uri, checkpoint, directory)
 
     def fetch(
         self,
@@ -238,56 +318,8 @@ class Store:
         *,
         in_place: bool = False,
     ) -> dict[str, BinaryIO]:
-        """Open files of a checkpoint, each verified. The caller closes them.
-
-        Args:
-            paths: Those that the checkpoint does not have are left out.
-            directory: Where copies go.
-            in_place: Whether to read the files of a local artifact store where they lie,
-                without a copy. They belong to the store: never write, move or delete them.
-
-        Raises:
-            DigestMismatch: If one is missing, or its size or digest differs.
-        """
-        with ExitStack() as undo:
-            files: dict[str, BinaryIO] = {}
-            for path in paths:
-                entry = manifest.entry(path)
-                if entry is not None:
-                    root = self._fetch(checkpoint, path, directory, in_place=in_place)
-                    files[path] = undo.enter_context(entry.open(root))
-            undo.pop_all()
-        return files
-
-    def _fetch(
-        self, checkpoint: Checkpoint, path: str, directory: Path, *, in_place: bool = False
-    ) -> Path:
-        """Bring one file here; return the folder below which it lies now."""
-        directory.mkdir(parents=True, exist_ok=True)
-        try:
-            repository = get_artifact_repository(checkpoint.artifact_uri, tracking_uri=self.uri)
-            # No subclass: a plugin's own may do more than lay files into a folder.
-            if in_place and type(repository) is LocalArtifactRepository:
-                return Path(repository.artifact_dir)
-            repository.download_artifacts(path, dst_path=str(directory))
-            return directory
-        except (MlflowException, OSError) as error:
-            if (
-                isinstance(error, FileNotFoundError)
-                or "No such" in str(error)
-                or "404" in str(error)
-            ):
-                raise DigestMismatch(
-                    f"The file {path!r} of checkpoint {checkpoint.name} is missing at "
-                    f"{checkpoint.artifact_uri}. Take another one "
-                    f"(`mlflow-ckpt list {checkpoint.run_id}` shows them).",
-                    path=path,
-                    expected="a file",
-                    found="no file",
-                ) from error
-            raise StoreError(
-                f"Could not download {path!r} of {checkpoint.name}: {error}"
-            ) from error
+        """Open files of a checkpoint, each verified; see `_files`. The caller closes them."""
+        return _files.fetch(self.uri, checkpoint, manifest, paths, directory, in_place=in_place)
 
     @staticmethod
     def versions() -> dict[str, str]:

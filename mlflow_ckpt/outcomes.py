@@ -1,0 +1,129 @@
+"""Tell whoever waits what became of the checkpoints on their way to the server."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Iterable
+from time import perf_counter
+
+from mlflow_ckpt.errors import CheckpointError, StoreError
+from mlflow_ckpt.failures import Failures
+from mlflow_ckpt.job import Job
+from mlflow_ckpt.record import Checkpoint
+from mlflow_ckpt.stats import Meter
+
+
+class Outcomes:
+    """The checkpoints of one writer that are in its journal.
+
+    Args:
+        run_id: The run, for messages.
+        failures: Where failures are kept.
+        find: Looks a checkpoint up by its entry, whoever delivered it.
+        meter: Told of every commit and every failure.
+        committed: Called with each new checkpoint, on the thread that delivers.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        failures: Failures,
+        find: Callable[[str], Checkpoint | None],
+        *,
+        meter: Meter,
+        committed: Callable[[Checkpoint], None] | None,
+    ) -> None:
+        self._run_id = run_id
+        self._failures = failures
+        self._find = find
+        self._meter = meter
+        self._committed = committed
+        self._lock = threading.Lock()
+        self._on_way: dict[str, Job] = {}
+
+    @property
+    def expected(self) -> int:
+        """How many checkpoints are on their way."""
+        with self._lock:
+            return len(self._on_way)
+
+    def expect(self, job: Job) -> str:
+        """Note that a checkpoint is about to be in the journal; returns a name for its entry."""
+        uid = uuid.uuid4().hex
+        with self._lock:
+            self._on_way[uid] = job
+        return uid
+
+    def forget(self, uid: str) -> None:
+        """A checkpoint has not come into the journal."""
+        self._take(uid)
+
+    def dropped(self, uid: str) -> None:
+        """A checkpoint was dropped, because `keep` would delete it once delivered."""
+        if job := self._take(uid):
+            job.fail(job.superseded())
+
+    def tell(self, uid: str, result: Checkpoint | BaseException | None) -> None:
+        """An entry was delivered or refused; with an empty name nothing more is delivered."""
+        job = self._take(uid)
+        if isinstance(result, Checkpoint):
+            self._succeed(job, result)
+        elif isinstance(result, BaseException):
+            self._fail(job, result)
+
+    def emptied(self, left: Iterable[str]) -> None:
+        """What is neither in the journal nor told was delivered by another process.
+
+        Args:
+            left: The entries that are there.
+        """
+        there = set(left)
+        with self._lock:
+            gone = [uid for uid in self._on_way if uid not in there]
+        for uid in gone:
+            found = self._find(uid)
+            if found is not None:
+                self.tell(uid, found)
+
+    def _take(self, uid: str) -> Job | None:
+        with self._lock:
+            return self._on_way.pop(uid, None)
+
+    def _succeed(self, job: Job | None, checkpoint: Checkpoint) -> None:
+        if self._committed is not None:
+            try:
+                self._committed(checkpoint)
+            except Exception as error:  # noqa: BLE001 (kept, and raised by the writer)
+                self._failures.keep(self._worded(error))
+        if job is None:
+            return
+        lag_s = perf_counter() - job.request.captured
+        self._meter.committed(lag_s=lag_s, write_s=job.write_s, size=checkpoint.bytes)
+        job.outcome.set_result(checkpoint)
+
+    def _fail(self, job: Job | None, error: BaseException) -> None:
+        failure = self._worded(error)
+        if job is None:
+            self._failures.keep(failure)
+        else:
+            self._meter.failed()
+            passing = isinstance(getattr(error, "reason", error), OSError)
+            self._failures.keep(failure, job.pending, passing=passing)
+            job.fail(failure)
+        if not isinstance(error, StoreError):
+            self._fail_all(failure)
+
+    def _fail_all(self, failure: BaseException) -> None:
+        """Nothing more is delivered: whoever waits for something learns why."""
+        with self._lock:
+            jobs, self._on_way = list(self._on_way.values()), {}
+        for job in jobs:
+            job.fail(failure)
+
+    def _worded(self, error: BaseException) -> BaseException:
+        if isinstance(error, CheckpointError) or not isinstance(error, Exception):
+            return error
+        failure = StoreError(f"Could not write to run {self._run_id}: {error!r}")
+        failure.__cause__ = error
+        return failure
