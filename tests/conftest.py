@@ -4,17 +4,36 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
+# A shell's background job begins with Ctrl-C ignored, and so would whatever the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 import keras
 import mlflow
 import pytest
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
-from mlflow_ckpt import resume
+from mlflow_ckpt import resume, saving
+
+
+@event.listens_for(Engine, "connect")
+def wait_for_locks(connection: Any, _record: object) -> None:
+    """Let SQLite wait out a garbage collection that another thread does in a transaction.
+
+    Behind hundreds of models in one process that takes longer than the driver's 5 seconds.
+    """
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute("PRAGMA busy_timeout = 120000")
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +60,7 @@ def tracking(
     for name in [n for n in os.environ if n.startswith("MLFLOW_") and "TELEMETRY" not in n]:
         monkeypatch.delenv(name)
     shutil.copy(empty_database, tmp_path / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_CKPT_SPOOL", str(tmp_path / "spool"))
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.chdir(tmp_path)
     mlflow.set_tracking_uri(uri)
@@ -59,4 +79,9 @@ def tracking(
 @pytest.fixture
 def another_process() -> Callable[[], None]:
     """Call it to forget what this process did, as a restarted script has."""
-    return resume._PROGRESS.clear
+
+    def forget() -> None:
+        resume._PROGRESS.clear()
+        saving._LANES.clear()
+
+    return forget

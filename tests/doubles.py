@@ -11,6 +11,8 @@ from typing import Any
 import keras
 import mlflow.server
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from mlflow.server import app, handlers
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from werkzeug.serving import WSGIRequestHandler, make_server
@@ -86,25 +88,41 @@ class FailingUpload(HandedOver):
         if Path(local_file).name == "model.keras":
             type(self).uploads += 1
             if type(self).uploads >= type(self).fail_at:
-                raise OSError(28, "No space left on device", self.artifact_dir)
+                raise self.error()
         super().log_artifact(local_file, artifact_path)
+
+    def error(self) -> Exception:
+        return OSError(28, "No space left on device", self.artifact_dir)
+
+
+class RefusingUpload(FailingUpload):
+    """An artifact store that refuses from its `fail_at`-th model on."""
+
+    def error(self) -> Exception:
+        return MlflowException("may not be written to", PERMISSION_DENIED)
 
 
 class Gate:
-    """Holds every write of a snapshot between `close` and `open`."""
+    """Holds every call of a function between `close` and `open`: the writing of a snapshot.
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    Args:
+        owner, name: Another function to be held, such as `Store`, `"commit"`.
+    """
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, owner: Any = writer, name: str = "write_files"
+    ) -> None:
         self._open = threading.Event()
         self._open.set()
         self.reached = threading.Event()
-        real = writer.write_files
+        real = getattr(owner, name)
 
-        def held(*args: Any) -> Any:
+        def held(*args: Any, **kwargs: Any) -> Any:
             self.reached.set()
             assert self._open.wait(60), "nobody opened the gate"
-            return real(*args)
+            return real(*args, **kwargs)
 
-        monkeypatch.setattr(writer, "write_files", held)
+        monkeypatch.setattr(owner, name, held)
 
     def close(self) -> None:
         self.reached.clear()
@@ -145,7 +163,7 @@ class TrackingServer:
 
     Attributes:
         uri: Its tracking URI.
-        requests: `<method> <path>` of each request, in the order of their arrival.
+        requests: `<method> <path>?<query>` of each request, in the order of their arrival.
     """
 
     def __init__(self) -> None:
@@ -165,7 +183,8 @@ class TrackingServer:
         self._server.server_close()
 
     def _answer(self, environ: Any, start_response: Any) -> Any:
-        self.requests.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}")
+        query = environ["QUERY_STRING"] and "?" + environ["QUERY_STRING"]
+        self.requests.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}{query}")
         return app(environ, start_response)
 
 

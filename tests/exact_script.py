@@ -49,6 +49,7 @@ from exact_models import KINDS, VALIDATION, samples
 
 import mlflow_ckpt as ckpt
 from mlflow_ckpt import Keep, MlflowCheckpoint, keras_internals, loader, session
+from mlflow_ckpt.ground import standing_here
 
 LIMIT_S = 240.0
 
@@ -134,9 +135,10 @@ class Attempt:
 
 
 def reached(run_id: str) -> list[int]:
-    """Step of the newest checkpoint of each series that the run has."""
-    listed = ckpt.list_checkpoints(run_id)
-    return [int(step) for step in listed.groupby("series")["step"].max()]
+    """Step of the newest checkpoint of each series, on the server or waiting for it."""
+    there = ckpt.list_checkpoints(run_id).groupby("series")["step"].max()
+    here = standing_here(ckpt.Spool().open(), run_id)
+    return [int(max(there.get(s, 0), here.get(s, 0))) for s in sorted({*there.index, *here})]
 
 
 def _tune(model: keras.Model, cell: Cell) -> None:
@@ -195,6 +197,7 @@ def _forked(job: dict[str, Any]) -> int:
 
 def main(uri: str, run_id: str, cell: str, attempt: str, folder: str) -> None:
     os.chdir(folder)
+    os.environ["MLFLOW_CKPT_SPOOL"] = str(Path(folder) / "spool")
     Attempt(uri, run_id, CELLS[cell], attempt, Path(folder)).run()
 
 

@@ -28,6 +28,7 @@ TINY = bench.Plan(
     sparse_epochs=2,
     counts=(4, 8),
     many=20,
+    outage=(4, 2),
     fresh_repeats=1,
 )
 
@@ -258,6 +259,7 @@ def test_every_installed_peer_can_be_measured(tmp_path: Path) -> None:
         ("fit", {"fit", "http"}),
         ("loads", {"load-weights", "load-trained", "load-model"}),
         ("memory", {"memory"}),
+        ("outage", {"outage"}),
         ("resolve", {f"resolve-{p}-{w}" for p in ("sqlite", "http") for w in ("latest", "best")}),
         ("resume", {"resume"}),
         ("thousand", {"thousand"}),

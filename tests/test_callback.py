@@ -10,22 +10,25 @@ import mlflow
 import numpy as np
 import pytest
 from builders import data, fit, history, mlp, same
-from doubles import FailingUpload, NaNFrom, RaiseAt, StopHere
+from doubles import FailingUpload, NaNFrom, RaiseAt, RefusingUpload, StopHere
 
 import mlflow_ckpt as ckpt
-from mlflow_ckpt import Every, Keep, MlflowCheckpoint
+from mlflow_ckpt import Every, Keep, MlflowCheckpoint, parcel
 from mlflow_ckpt.errors import (
     ConfigError,
     ConflictingCallback,
     MonitorMissing,
     NoActiveRun,
-    NotAvailable,
     RunDeleted,
     RunNotFound,
     SaveFailed,
     SeriesInUse,
 )
-from mlflow_ckpt.store import _draft
+from mlflow_ckpt.journal import Journal
+from mlflow_ckpt.spool import Spool
+from mlflow_ckpt.store import Store, _draft
+from mlflow_ckpt.syncing import deliver_now
+from mlflow_ckpt.worker import settle
 
 
 def names(run_id: str, series: str | None = None) -> list[str]:
@@ -336,8 +339,9 @@ def test_an_ema_optimizer_makes_a_final_of_its_own() -> None:
         ),
         pytest.param({"resume": 3}, ConfigError, "Received: resume=3", id="resume"),
         pytest.param({"resume": "newest"}, ValueError, "Received: 'newest'", id="selector"),
-        pytest.param({"spool": object()}, NotAvailable, "'spool' is not available", id="spool"),
-        pytest.param({"interrupt": False}, NotAvailable, "'interrupt'", id="interrupt"),
+        pytest.param({"spool": 3}, ConfigError, r"Spool\(\.\.\.\).*spool=3", id="spool"),
+        pytest.param({"spool": ""}, ConfigError, "dir=''", id="spool-folder"),
+        pytest.param({"interrupt": True}, ConfigError, "interrupt=True", id="interrupt"),
         pytest.param(
             {"when_busy": "drop"},
             ConfigError,
@@ -412,35 +416,97 @@ def test_two_callbacks_of_one_name_are_refused() -> None:
         fit(mlp(), MlflowCheckpoint(), MlflowCheckpoint())
 
 
-def test_a_failed_upload_ends_the_fit_at_the_next_save_and_leaves_the_one_before(
+class Settle(keras.callbacks.Callback):
+    """Let every epoch begin with everything delivered, or refused; count the epochs."""
+
+    epochs = 0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        settle((mlflow.get_tracking_uri(), mlflow.active_run().info.run_id))
+        self.epochs += 1
+
+
+def journal_of(run: mlflow.ActiveRun) -> Journal:
+    return Journal(Spool().folder() / run.info.run_id / "ckpt")
+
+
+def put_aside(journal: Journal) -> list[str]:
+    """The checkpoints that the server refused."""
+    found = [e for e in journal.refused() if e.kind == parcel.CHECKPOINT]
+    return [parcel.unpack_position(e.data["position"]).name for e in found]
+
+
+def statuses(run: mlflow.ActiveRun) -> list[str]:
+    found = mlflow.MlflowClient().search_logged_models([run.info.experiment_id])
+    return sorted(m.status.value for m in found)
+
+
+def test_a_refused_upload_ends_the_fit_at_the_next_save_and_leaves_the_one_before(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    FailingUpload.uploads, FailingUpload.fail_at = 0, 3
-    monkeypatch.setattr(_draft, "get_artifact_repository", FailingUpload)
+    RefusingUpload.uploads, RefusingUpload.fail_at = 0, 3
+    monkeypatch.setattr(_draft, "get_artifact_repository", RefusingUpload)
+    counted = Settle()
     with (
         mlflow.start_run() as run,
-        pytest.raises(SaveFailed, match="No space left on device") as caught,
+        pytest.raises(SaveFailed, match="ckpt-0003-00000006.*may not be written to"),
     ):
-        fit(mlp(), MlflowCheckpoint(), epochs=5)
-    assert isinstance(caught.value.reason, OSError)
-    assert "ckpt-0003-00000006" in str(caught.value)
+        fit(mlp(), counted, MlflowCheckpoint(), epochs=6)
+    assert counted.epochs == 4
     assert ckpt.resolve(run.info.run_id, "latest").epoch == 2
     assert [s for s, _ in history(run.info.run_id)["loss"]] == [1, 2, 3, 4]
-    statuses = [
-        m.status.value for m in mlflow.MlflowClient().search_logged_models([run.info.experiment_id])
-    ]
-    assert sorted(statuses) == ["FAILED", "READY", "READY"]
+    assert statuses(run) == ["FAILED", "READY", "READY"]
+    assert put_aside(journal_of(run)) == ["ckpt-0003-00000006"]
+    assert journal_of(run).waiting() == []
 
 
-def test_a_failed_last_save_surfaces_at_the_end_of_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_artifact_store_without_room_lets_training_go_on_and_is_raised_at_its_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     FailingUpload.uploads, FailingUpload.fail_at = 0, 3
-    monkeypatch.setattr(_draft, "get_artifact_repository", FailingUpload)
+    callback, counted = MlflowCheckpoint(), Settle()
+    with mlflow.start_run() as run, monkeypatch.context() as patch:
+        patch.setattr(_draft, "get_artifact_repository", FailingUpload)
+        with pytest.raises(SaveFailed, match="ckpt-0003.*No space left on device") as caught:
+            fit(mlp(), counted, callback, epochs=5)
+    assert isinstance(caught.value.reason, OSError)
+    assert [note[:26] for note in caught.value.__notes__] == [
+        "After it: The checkpoint c",
+        "After it: The checkpoint c",
+        "After it: The end state of",
+    ]
+    said = capsys.readouterr().out
+    assert all(f"{name} could not be written" in said for name in missing_names())
+    assert counted.epochs == 5
+    assert ckpt.resolve(run.info.run_id, "latest").epoch == 2
+    assert [s for s, _ in history(run.info.run_id)["loss"]] == [1, 2, 3, 4, 5]
+    assert statuses(run) == ["FAILED"] * 3 + ["READY"] * 2
+    assert (callback.stats().saves, callback.stats().failed) == (2, 3)
+    journal = journal_of(run)
+    assert (journal.waiting(), put_aside(journal)) == ([], missing_names())
+    assert deliver_now(Store(), journal, again=True) == []
+    assert names(run.info.run_id)[2:] == missing_names()
+    assert ckpt.resolve(run.info.run_id, "final").epoch == 5
+    assert [s for s, _ in history(run.info.run_id)["loss"]] == [1, 2, 3, 4, 5]
+
+
+def missing_names() -> list[str]:
+    return [f"ckpt-{epoch:04d}-{2 * epoch:08d}" for epoch in (3, 4, 5)]
+
+
+@pytest.mark.parametrize("upload", [FailingUpload, RefusingUpload])
+def test_a_failed_last_save_surfaces_at_the_end_of_fit(
+    upload: type[FailingUpload], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload.uploads, upload.fail_at = 0, 3
+    monkeypatch.setattr(_draft, "get_artifact_repository", upload)
     callback = MlflowCheckpoint()
     with mlflow.start_run() as run, pytest.raises(SaveFailed, match="ckpt-0003-00000006"):
         fit(mlp(), callback, epochs=3)
     assert ckpt.resolve(run.info.run_id, "latest").epoch == 2
     assert [s for s, _ in history(run.info.run_id)["loss"]] == [1, 2, 3]
     assert (callback.stats().saves, callback.stats().failed) == (2, 1)
+    assert put_aside(journal_of(run)) == ["ckpt-0003-00000006"]
 
 
 # --- ways to drive a fit ------------------------------------------------------

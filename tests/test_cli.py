@@ -19,7 +19,7 @@ import pytest
 from builders import fit, mlp
 
 import mlflow_ckpt as ckpt
-from mlflow_ckpt import Every, MlflowCheckpoint, cli, errors, report
+from mlflow_ckpt import Every, MlflowCheckpoint, cli, cli_options, errors, report
 from mlflow_ckpt.errors import RunNotFound, StoreError
 from mlflow_ckpt.exporting import Format
 from mlflow_ckpt.store import use_tracking_uri
@@ -42,7 +42,7 @@ Cli = Callable[..., Result]
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
     """Run `mlflow-ckpt` with these arguments, in this process."""
-    for name, value in cli._ENVIRONMENT.items():
+    for name, value in cli_options.ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
         monkeypatch.delenv(name, raising=False)
@@ -141,8 +141,8 @@ def test_every_example_can_be_parsed() -> None:
         examples = re.findall(rf"^ *mlflow-ckpt {name} (.*)$", command.help or "", re.MULTILINE)
         for words in examples:
             arguments = [word.strip("'") for word in words.split()]
-            first = "project" if name == "prove" else "run_id"
-            assert command.make_context(name, arguments).params[first]
+            found = command.make_context(name, arguments).params
+            assert found["project" if name == "prove" else "run_id"] or name == "sync"
 
 
 def test_the_version_is_printed(call: Cli) -> None:

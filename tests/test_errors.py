@@ -65,7 +65,7 @@ def test_all_is_sorted_and_complete() -> None:
 
 
 def test_each_class_is_also_a_builtin_that_a_caller_would_catch() -> None:
-    expected = (ValueError, LookupError, RuntimeError)
+    expected = (ValueError, LookupError, RuntimeError, OSError)
     assert [n for n in CLASSES if not isinstance(make(n), expected)] == ["CheckpointError"]
 
 

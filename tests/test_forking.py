@@ -535,7 +535,7 @@ def test_a_full_artifact_store_takes_the_other_series_back(
     with monkeypatch.context() as patch:
         patch.setattr(FailingUpload, "fail_at", 2)
         patch.setattr(FailingUpload, "uploads", 0)
-        for module in ("_draft", "_store"):
+        for module in ("_draft", "_files"):
             patch.setattr(
                 f"mlflow_ckpt.store.{module}.get_artifact_repository",
                 lambda uri, **_: FailingUpload(uri),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -18,13 +22,14 @@ from mlflow_ckpt.errors import (
     CheckpointNotFound,
     ConfigError,
     DigestMismatch,
+    LeaseHeld,
     ModelMismatch,
     NoCheckpoints,
-    NotAvailable,
     ResumeError,
     ResumeMismatch,
     SelectorError,
 )
+from mlflow_ckpt.owner import Owner
 from mlflow_ckpt.store import Store
 
 Forget = Callable[[], None]
@@ -405,9 +410,51 @@ def series_of(run_id: str) -> tuple[Any, Any]:
     return run, run.series["ckpt"]
 
 
-def test_taking_over_is_not_there_yet() -> None:
-    with pytest.raises(NotAvailable, match="force"):
-        Resume(force=True)
+@pytest.mark.parametrize("force", [False, True])
+def test_a_series_that_another_process_writes_is_taken_over_only_by_force(
+    force: bool, another_process: Forget, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_id, _, _ = train(None, mlp, 2)
+    another_process()
+    model = mlp()
+    untouched = [np.array(w) for w in model.get_weights()]
+    with elsewhere(run_id, beats=not force), mlflow.start_run(run_id=run_id):
+        if force:
+            fit(model, MlflowCheckpoint(resume=Resume(force=True)), epochs=3)
+        else:
+            with pytest.raises(LeaseHeld, match=r"Resume\(force=True\)"):
+                fit(model, MlflowCheckpoint(), epochs=3)
+    said = capsys.readouterr().out
+    assert ("taken over by force from host elsewhere, pid 4711" in said) is force
+    assert list(ckpt.list_checkpoints(run_id)["epoch"]) == ([1, 2, 3] if force else [1, 2])
+    same_weights = all(map(np.array_equal, untouched, model.get_weights()))
+    assert same_weights is not force
+
+
+@contextmanager
+def elsewhere(run_id: str, *, beats: bool) -> Iterator[None]:
+    """A process on another machine holds the series; `beats` says whether it moves."""
+    owner = {**Owner.me().to_dict(), "host": "elsewhere", "boot": "another", "pid": 4711}
+    store, over = Store(), threading.Event()
+    tag = store.lease_tag(store.run(run_id), "ckpt")
+
+    def write(count: int) -> None:
+        tag.write(json.dumps(owner | {"nonce": "theirs", "beat": count}))
+
+    def beat() -> None:
+        for count in itertools.count(2):
+            if over.wait(0.2):
+                return
+            write(count)
+
+    write(1)
+    thread = threading.Thread(target=beat)
+    if beats:
+        thread.start()
+    yield
+    over.set()
+    if beats:
+        thread.join()
 
 
 @pytest.mark.parametrize("allow", [("optimiser",), "loss"], ids=["unknown", "no-tuple"])

@@ -8,13 +8,17 @@ import re
 import shutil
 import tempfile
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import mlflow
+import numpy as np
 import pytest
 from builders import fit, mlp, same
 from doubles import (
@@ -26,15 +30,38 @@ from doubles import (
     tracking_server,
 )
 from mlflow import MlflowClient
+from mlflow.entities import LoggedModel
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 import mlflow_ckpt as ckpt
-from mlflow_ckpt import Keep, MlflowCheckpoint, contents, links, snapshot
-from mlflow_ckpt.errors import NoCheckpoints, SaveFailed, StoreError, UnsupportedStore
+from mlflow_ckpt import (
+    Keep,
+    MlflowCheckpoint,
+    contents,
+    deliverer,
+    links,
+    parcel,
+    parts,
+    snapshot,
+)
+from mlflow_ckpt.errors import (
+    NoCheckpoints,
+    SaveFailed,
+    ServerAway,
+    StoreError,
+    UnsupportedStore,
+)
+from mlflow_ckpt.ground import open_journal
+from mlflow_ckpt.journal import Entry, Journal
+from mlflow_ckpt.lease import Lease
 from mlflow_ckpt.pending import SaveRequest
 from mlflow_ckpt.record import MetricRow, Position, Series
-from mlflow_ckpt.store import Store, _commit, _draft
+from mlflow_ckpt.spool import Spool
+from mlflow_ckpt.store import Store, _commit, _delete, _draft
 from mlflow_ckpt.store._connection import Connection
+from mlflow_ckpt.syncing import deliver_now
+from mlflow_ckpt.worker import settle
 from mlflow_ckpt.writer import Writer
 
 STEPS = {
@@ -46,13 +73,71 @@ STEPS = {
 }
 
 
+def journal_of(run: mlflow.ActiveRun, series: str = "manual") -> Journal:
+    return Journal(Spool().folder() / run.info.run_id / series)
+
+
+def names(entries: list[Entry]) -> list[str]:
+    """The checkpoints among these entries."""
+    found = [e for e in entries if e.kind == parcel.CHECKPOINT]
+    return [parcel.unpack_position(e.data["position"]).name for e in found]
+
+
+def left_in(journal: Journal) -> tuple[list[str], list[str], list[str]]:
+    """What waits, what was refused, and what is half-made."""
+    half_made = [path.name for path in (journal.path / "making").iterdir()]
+    return names(journal.waiting()), names(journal.refused()), half_made
+
+
+def models(run: mlflow.ActiveRun) -> dict[str, LoggedModel]:
+    """Every LoggedModel of the run, committed or not, by its ID."""
+    found = MlflowClient().search_logged_models([run.info.experiment_id])
+    return {m.model_id: m for m in found if m.source_run_id == run.info.run_id}
+
+
+def statuses(run: mlflow.ActiveRun) -> list[str]:
+    return sorted(m.status.value for m in models(run).values())
+
+
+def steps(run: mlflow.ActiveRun) -> list[int]:
+    return list(ckpt.list_checkpoints(run.info.run_id)["step"])
+
+
+def until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait for something that happens on another thread."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.02)
+
+
+def ill(*_: Any, **__: Any) -> None:
+    """MLflow's answer for a server that stumbles: INTERNAL_ERROR, which passes."""
+    raise MlflowException("the server is ill")
+
+
+def refuse(*_: Any, **__: Any) -> None:
+    raise MlflowException("not like this", INVALID_PARAMETER_VALUE)
+
+
+# --- killed -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("carried_out", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("step", STEPS)
-def test_a_kill_before_any_request_of_the_commit_resolves_nowhere(
-    step: str, monkeypatch: pytest.MonkeyPatch
+def test_a_kill_around_any_request_is_made_good_by_the_next_start(
+    step: str,
+    carried_out: bool,
+    another_process: Callable[[], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """`Killed` stands for the kill: nothing after it runs, no cleanup of the record either."""
+    real = getattr(STEPS[step], step)
 
-    def killed(*_: Any, **__: Any) -> None:
+    def killed(*args: Any, **kwargs: Any) -> None:
+        if carried_out:
+            real(*args, **kwargs)
         raise Killed(step)
 
     model = mlp()
@@ -62,41 +147,56 @@ def test_a_kill_before_any_request_of_the_commit_resolves_nowhere(
             patch.setattr(STEPS[step], step, killed)
             with pytest.raises(Killed):
                 ckpt.save(model, step=2)
-        assert ckpt.resolve(run.info.run_id) == first
-        assert ckpt.save(model, step=2) == ckpt.resolve(run.info.run_id)
-    assert list(ckpt.list_checkpoints(run.info.run_id)["step"]) == [1, 2]
+        another_process()
+        journal, begun = journal_of(run), models(run)
+        assert left_in(journal) == (["manual-0000-00000002"], [], [])
+        committed = carried_out and step == "tag_model"
+        assert (ckpt.resolve(run.info.run_id) == first) is not committed
+        assert len(begun) == (1 if (step, carried_out) == ("create_logged_model", False) else 2)
+        third = ckpt.save(model, step=3)
+        assert ckpt.resolve(run.info.run_id) == third
+    assert steps(run) == [1, 2, 3]
+    assert set(begun) < set(models(run)), "what had been begun was finished"
+    assert statuses(run) == ["READY"] * 3, "nothing was made twice"
+    assert left_in(journal) == ([], [], [])
+    ckpt.download(run.info.run_id, "step=2", tmp_path / "verified")
+
+
+# --- refused ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_refused_request_fails_the_save_and_marks_the_model(
     step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(*_: Any, **__: Any) -> None:
-        raise MlflowException("the server is ill")
-
     with mlflow.start_run() as run:
         with monkeypatch.context() as patch:
-            patch.setattr(STEPS[step], step, refused)
-            with pytest.raises(SaveFailed, match="the server is ill") as caught:
-                ckpt.save(mlp())
+            patch.setattr(STEPS[step], step, refuse)
+            with pytest.raises(SaveFailed, match="not like this") as caught:
+                ckpt.save(mlp(), step=1)
         assert caught.value.__cause__ is caught.value.reason
+        assert type(caught.value.reason) is StoreError
         with pytest.raises(NoCheckpoints):
             ckpt.resolve(run.info.run_id)
-    models = mlflow.MlflowClient().search_logged_models([run.info.experiment_id])
-    left = {m.status.value for m in models}
-    expected: dict[str, set[str]] = {
-        "create_logged_model": set(),
-        "finalize_logged_model": {"PENDING"},
-    }
-    assert left == expected.get(step, {"FAILED"})
-    if step == "finalize_logged_model":
-        assert "could not be marked FAILED" in caught.value.__notes__[0]
+        expected = {"create_logged_model": [], "finalize_logged_model": ["PENDING"]}
+        assert statuses(run) == expected.get(step, ["FAILED"])
+        if step == "finalize_logged_model":
+            assert "could not be marked FAILED" in caught.value.__notes__[0]
+        journal = journal_of(run)
+        assert left_in(journal) == ([], ["manual-0000-00000001"], [])
+        assert "not like this" in journal.refused()[0].progress["refused"]
+        assert ckpt.save(mlp(), step=2) == ckpt.resolve(run.info.run_id), "it holds up nobody"
+        assert deliver_now(Store(), journal, again=True) == []
+    assert steps(run) == [1, 2]
+    assert left_in(journal) == ([], [], [])
+    assert ckpt.load_model(run.info.run_id, "step=1").count_params() == mlp().count_params()
 
 
 @pytest.mark.parametrize("comes_back", [True, False])
-def test_a_commit_whose_answer_is_lost_never_resolves_to_missing_files(
+def test_a_commit_that_was_refused_and_made_never_resolves_to_missing_files(
     comes_back: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A proxy may refuse in the name of a server that has carried the request out."""
     tag, lost = Connection.tag_model, []
 
     def answer_lost(self: Connection, model_id: str, tags: dict[str, str]) -> None:
@@ -104,20 +204,123 @@ def test_a_commit_whose_answer_is_lost_never_resolves_to_missing_files(
             tag(self, model_id, tags)
         if not lost or not comes_back:
             lost.append(model_id)
-            raise MlflowException("connection reset")
+            refuse()
 
     model = mlp()
     with mlflow.start_run() as run:
         first = ckpt.save(model, step=1)
         with monkeypatch.context() as patch:
             patch.setattr(Connection, "tag_model", answer_lost)
-            with pytest.raises(SaveFailed, match="connection reset"):
+            with pytest.raises(SaveFailed, match="not like this") as caught:
                 ckpt.save(model, step=2)
         newest = ckpt.resolve(run.info.run_id)
     assert (newest == first) is comes_back
+    notes = getattr(caught.value, "__notes__", [])
+    assert any("may have been committed all the same" in note for note in notes) is not comes_back
     ckpt.load_weights(model, run.info.run_id, "latest")
     files = Path(mlflow.MlflowClient().get_logged_model(lost[0]).artifact_location[7:])
     assert files.exists() is not comes_back
+    assert left_in(journal_of(run)) == ([], ["manual-0000-00000002"], [])
+
+
+# --- away ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_server_that_is_away_gets_the_checkpoint_as_soon_as_it_is_back(
+    step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = mlp()
+    with mlflow.start_run() as run:
+        first, journal = ckpt.save(model, step=1), journal_of(run)
+        with monkeypatch.context() as patch:
+            patch.setattr(STEPS[step], step, ill)
+            with pytest.raises(SaveFailed, match="not committed yet.*the server is ill") as caught:
+                ckpt.save(model, step=2)
+            assert isinstance(caught.value.reason, ServerAway)
+            assert f"mlflow-ckpt sync {run.info.run_id}" in str(caught.value)
+            assert str(journal.path) in str(caught.value)
+            assert ckpt.resolve(run.info.run_id) == first
+            assert left_in(journal) == (["manual-0000-00000002"], [], [])
+            begun = models(run)
+        states = {"create_logged_model": ["READY"], "tag_model": ["READY", "READY"]}
+        found = sorted(m.status.value for m in begun.values())
+        assert found == states.get(step, ["PENDING", "READY"])
+        until(lambda: not journal.waiting())
+        assert ckpt.resolve(run.info.run_id).step == 2
+        ckpt.save(model, step=3)  # What has passed is raised no more.
+    assert steps(run) == [1, 2, 3]
+    assert set(begun) < set(models(run)), "what had been begun was finished"
+    assert statuses(run) == ["READY"] * 3
+    assert left_in(journal) == ([], [], [])
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_request_whose_answer_is_lost_is_not_made_twice(
+    step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, lost = getattr(STEPS[step], step), []
+
+    def answer_lost(*args: Any, **kwargs: Any) -> Any:
+        found = real(*args, **kwargs)
+        if not lost:
+            lost.append(args)
+            ill()
+        return found
+
+    with mlflow.start_run() as run:
+        monkeypatch.setattr(STEPS[step], step, answer_lost)
+        saved = ckpt.save_async(mlp(), step=1, metrics={"loss": 0.5}).wait(60)
+        assert ckpt.resolve(run.info.run_id) == saved
+    assert len(lost) == 1
+    assert list(models(run)) == [saved.model_id]
+    outputs = mlflow.get_run(run.info.run_id).outputs.model_outputs
+    assert [o.model_id for o in outputs] == [saved.model_id]
+    curves = MlflowClient().get_metric_history(run.info.run_id, "manual/loss")
+    assert [(m.step, m.value) for m in curves] == [(1, 0.5)]
+    assert left_in(journal_of(run)) == ([], [], [])
+
+
+def test_a_commit_whose_answer_is_lost_is_there_although_nobody_knows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tag = Connection.tag_model
+
+    def answer_lost(self: Connection, model_id: str, tags: dict[str, str]) -> None:
+        tag(self, model_id, tags)
+        ill()
+
+    model = mlp()
+    with mlflow.start_run() as run:
+        ckpt.save(model, step=1)
+        with monkeypatch.context() as patch:
+            patch.setattr(Connection, "tag_model", answer_lost)
+            patch.setattr(MlflowClient, "get_logged_model", ill)
+            with pytest.raises(SaveFailed, match="not committed yet"):
+                ckpt.save(model, step=2)
+        second = ckpt.resolve(run.info.run_id)
+        assert second.step == 2
+        ckpt.load_weights(model, run.info.run_id, "step=2")
+        until(lambda: not journal_of(run).waiting())
+    assert steps(run) == [1, 2]
+    assert ckpt.resolve(run.info.run_id) == second
+    assert statuses(run) == ["READY"] * 2
+
+
+def test_a_save_asks_a_server_that_is_back_however_long_it_was_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(deliverer, "_PAUSES", (3.0,))
+    with mlflow.start_run() as run:
+        with monkeypatch.context() as patch:
+            patch.setattr(MlflowClient, "create_logged_model", ill)
+            with pytest.raises(SaveFailed, match="not committed yet"):
+                ckpt.save(mlp(), step=1)
+        try:
+            assert ckpt.save(mlp(), step=2) == ckpt.resolve(run.info.run_id)
+        finally:
+            until(lambda: not journal_of(run).waiting())
+    assert steps(run) == [1, 2]
 
 
 def test_the_commit_tag_comes_last(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +349,7 @@ def test_a_pruned_checkpoint_leaves_no_files_and_no_record(tmp_path: Any) -> Non
 def test_a_store_that_cannot_delete_warns_once_and_goes_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(_commit, "get_artifact_repository", CannotDelete)
+    monkeypatch.setattr(_delete, "get_artifact_repository", CannotDelete)
     with mlflow.start_run() as run:
         fit(mlp(), MlflowCheckpoint(keep=Keep(last=1, best=None)), epochs=4)
     assert list(ckpt.list_checkpoints(run.info.run_id)["epoch"]) == [4]
@@ -191,24 +394,41 @@ def test_a_long_run_links_what_a_page_can_show(monkeypatch: pytest.MonkeyPatch) 
     assert [o.step for o in again if o.model_id not in ids] == [7]
 
 
-def test_links_that_the_server_refuses_at_the_end_cost_nothing_else(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("error", [refuse, ill])
+def test_links_that_the_server_does_not_take_at_the_end_cost_nothing_else(
+    error: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, asked = MlflowClient.log_outputs, []
 
-    def refused(*args: Any) -> None:
+    def first_only(*args: Any) -> None:
         asked.append(args)
         if len(asked) > 1:
-            raise MlflowException("no room for links")
+            error()
         real(*args)
 
+    callback = MlflowCheckpoint(spool=Spool(drain_timeout=2.0))
     monkeypatch.setattr(links, "ALWAYS", 1)
-    monkeypatch.setattr(MlflowClient, "log_outputs", refused)
-    with mlflow.start_run() as run:
-        with pytest.raises(StoreError, match="link checkpoints"):
-            fit(mlp(), MlflowCheckpoint(), epochs=2)
+    with mlflow.start_run() as run, monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_outputs", first_only)
+        if error is refuse:
+            with pytest.raises(StoreError, match="link checkpoints"):
+                fit(mlp(), callback, epochs=2)
+        else:
+            fit(mlp(), callback, epochs=2)
         assert "ckpt/stall_ms" in mlflow.get_run(run.info.run_id).data.metrics
         assert ckpt.resolve(run.info.run_id, "final").epoch == 2
+        journal = journal_of(run, "ckpt")
+        entries = journal.refused() if error is refuse else journal.waiting()
+        assert [entry.kind for entry in entries] == [parcel.END]
+        assert len(linked(run)) == 1
+    assert deliver_now(Store(), journal, again=True) == []
+    assert journal.refused() == journal.waiting() == []
+    assert len(linked(run)) == 2
+
+
+def linked(run: mlflow.ActiveRun) -> list[str]:
+    outputs = mlflow.get_run(run.info.run_id).outputs
+    return [output.model_id for output in outputs.model_outputs]
 
 
 def test_the_file_store_is_refused(tmp_path: Any) -> None:
@@ -301,11 +521,30 @@ def test_another_store_gets_the_files_handed_over_and_nothing_is_left_behind(
         fit(model, MlflowCheckpoint(), epochs=1)
         assert same(ckpt.load_model(run.info.run_id), model)
     assert files(spare) == []
+    assert left_in(journal_of(run, "ckpt")) == ([], [], [])
+
+
+def test_an_artifact_store_without_room_leaves_the_files_in_the_spool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     FailingUpload.uploads, FailingUpload.fail_at = 0, 1
-    monkeypatch.setattr(_draft, "get_artifact_repository", FailingUpload)
-    with mlflow.start_run(), pytest.raises(SaveFailed, match="No space left on device"):
-        ckpt.save(model)
-    assert list(spare.iterdir()) == []
+    model = mlp()
+    with mlflow.start_run() as run:
+        with monkeypatch.context() as patch:
+            patch.setattr(_draft, "get_artifact_repository", FailingUpload)
+            with pytest.raises(SaveFailed, match="No space left on device. Free some") as caught:
+                ckpt.save(model)
+        assert isinstance(caught.value.reason, OSError)
+        assert f"mlflow-ckpt sync {run.info.run_id}" in str(caught.value)
+        assert statuses(run) == ["FAILED"]
+        journal = journal_of(run)
+        assert left_in(journal) == ([], ["manual-0000-00000001"], [])
+        (left,) = journal.refused()
+        assert "data/model.keras" in files(left.files)
+        assert deliver_now(Store(), journal, again=True) == []
+        loaded = ckpt.load_model(run.info.run_id).get_weights()
+    assert all(map(np.array_equal, loaded, model.get_weights()))
+    assert left_in(journal) == ([], [], [])
 
 
 def test_a_full_disk_names_the_path_and_gives_the_space_back(
@@ -319,22 +558,42 @@ def test_a_full_disk_names_the_path_and_gives_the_space_back(
     with mlflow.start_run() as run:
         first = ckpt.save(model)
         monkeypatch.setattr(contents, "write_card", full)
-        with pytest.raises(SaveFailed, match=r"MLmodel: No space left on device. Free") as caught:
+        text = (
+            r"manual-0000-00000002 \([\d,]+ bytes\) could not be written to \S*MLmodel: "
+            r"No space left on device\. Free .*Spool\(dir=\.\.\.\) or MLFLOW_CKPT_SPOOL"
+        )
+        with pytest.raises(SaveFailed, match=text) as caught:
             ckpt.save(model)
         assert ckpt.resolve(run.info.run_id) == first
     assert isinstance(caught.value.reason, OSError)
-    assert len(list((tmp_path / "artifacts").rglob("model.keras"))) == 1
-    found = MlflowClient().search_logged_models([run.info.experiment_id])
-    assert sorted(m.status.value for m in found) == ["FAILED", "READY"]
+    assert len(list(tmp_path.rglob("model.keras"))) == 1, "neither the store nor the spool has it"
+    assert left_in(journal_of(run)) == ([], [], [])
+    assert statuses(run) == ["READY"], "the server was not asked for anything"
 
 
 def test_a_folder_that_cannot_be_made_fails_the_save(tmp_path: Path) -> None:
     (tmp_path / "artifacts").mkdir(exist_ok=True)
     (tmp_path / "artifacts" / "models").write_text("in the way")
-    with mlflow.start_run() as run, pytest.raises(SaveFailed, match="artifacts/models"):
-        ckpt.save(mlp())
-    found = MlflowClient().search_logged_models([run.info.experiment_id])
-    assert [m.status.value for m in found] == ["FAILED"]
+    with mlflow.start_run() as run:
+        with pytest.raises(SaveFailed, match="artifacts/models"):
+            ckpt.save(mlp())
+        assert statuses(run) == ["FAILED"]
+        journal = journal_of(run)
+        assert left_in(journal) == ([], ["manual-0000-00000001"], [])
+        (tmp_path / "artifacts" / "models").unlink()
+        assert deliver_now(Store(), journal, again=True) == []
+        assert ckpt.resolve(run.info.run_id).step == 1
+
+
+def test_the_local_copy_takes_no_room_beside_a_local_store() -> None:
+    with mlflow.start_run() as run:
+        fit(mlp(), MlflowCheckpoint(), epochs=2)
+    copy = journal_of(run, "ckpt").copy()
+    assert copy is not None
+    assert names([copy]) == ["ckpt-0002-00000004"]
+    stored = Path(ckpt.resolve(run.info.run_id).artifact_uri.removeprefix("file://"))
+    assert files(copy.files) == files(stored)
+    assert all((copy.files / name).samefile(stored / name) for name in files(stored))
 
 
 # --- how much is asked of a server --------------------------------------------
@@ -352,20 +611,29 @@ def server(empty_database: Path, tmp_path: Path) -> Iterator[TrackingServer]:
 
 def without_ids(request: str) -> str:
     """The request as the docstring of `_commit` writes it."""
-    method, path = request.split(" /", 1)
-    path = re.sub(
-        "^.*/artifacts/", ".../artifacts/", re.sub(r"\bm-[0-9a-f]{32}", "{model_id}", path)
-    )
+    method, path = unquote(request).split(" /", 1)
+    path, _, query = re.sub(r"\bm-[0-9a-f]{32}", "{model_id}", path).partition("?")
+    path = re.sub("^.*/artifacts/", ".../artifacts/", path)
+    if folder := re.search(r"path=\d+/models/{model_id}/artifacts/?([^&]*)", query):
+        path = f".../artifacts?path={folder[1]}"
     return f"{method} {path}"
 
 
-def test_the_requests_of_one_checkpoint_are_those_of_the_docstring(server: TrackingServer) -> None:
+def listed() -> list[str]:
+    """The requests of one checkpoint, by the docstring of `_commit`."""
     assert _commit.__doc__ is not None
-    listed = re.findall(r"^    (POST|PUT|PATCH) +(\S+)", _commit.__doc__, re.MULTILINE)
+    found = re.findall(r"^    (GET|POST|PUT|PATCH) +(\S+)", _commit.__doc__, re.MULTILINE)
+    return [f"{method} {path}" for method, path in found]
+
+
+def test_the_requests_of_one_checkpoint_are_those_of_the_docstring(server: TrackingServer) -> None:
     with mlflow.start_run() as run:
         ckpt.save(mlp())
-        store = Store()
-        writing = Writer(store, store.run(run.info.run_id))
+        store, spool = Store(), Spool()
+        found = store.run(run.info.run_id)
+        writing = Writer(store, found, open_journal(store, found, "ckpt", spool), spool=spool)
+        writing.log([MetricRow(key="other", value=1.0, timestamp=1, step=1)])
+        assert writing.join()  # It has met the run.
         request = SaveRequest(
             series=Series(name="ckpt"),
             position=Position(series="ckpt", kind="epoch", epoch=1, step=2),
@@ -378,22 +646,27 @@ def test_the_requests_of_one_checkpoint_are_those_of_the_docstring(server: Track
         server.requests.clear()
         writing.submit(request).wait()
         assert writing.join()
-        found = [without_ids(r) for r in server.requests]
-    assert found == [f"{method} {path}" for method, path in listed]
+        asked = [without_ids(r) for r in server.requests]
+    assert asked == listed()
     assert {"loss", "nan"} <= set(mlflow.get_run(run.info.run_id).data.metrics)
 
 
-def test_a_longer_fit_asks_nothing_more_than_its_checkpoints_do(server: TrackingServer) -> None:
+def test_a_longer_fit_asks_nothing_more_than_its_checkpoints_do(
+    server: TrackingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def requests(keep: Keep | None, epochs: int) -> Counter[str]:
-        with mlflow.start_run():
+        with mlflow.start_run() as run:
             server.requests.clear()
             fit(mlp(), MlflowCheckpoint(keep=keep), epochs=epochs)
+            settle((server.uri, run.info.run_id))
+            # Its lease is given back by a thread, for which a fit waits no longer than a moment.
+            until(lambda: all(t.name != "mlflow-ckpt-lease" for t in threading.enumerate()))
             return Counter(without_ids(r) for r in server.requests)
 
+    # A beat falls where the clock says.
+    monkeypatch.setattr(parts, "Lease", partial(Lease, ttl_s=7_200, beat_s=3_600))
     requests(None, 1)
-    assert _commit.__doc__ is not None
-    listed = re.findall(r"^    (POST|PUT|PATCH) +(\S+)", _commit.__doc__, re.MULTILINE)
-    one = Counter(f"{method} {path}" for method, path in listed)
+    one = Counter(listed()) + Counter({"GET api/2.0/mlflow/runs/get": 1})  # the lease
     assert requests(None, 4) - requests(None, 3) == one
     assert requests(Keep(last=5), 4) - requests(Keep(last=5), 3) == one
     pruned = requests(Keep(last=1, best=None), 4) - requests(Keep(last=1, best=None), 3)

@@ -7,7 +7,8 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,17 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 import mlflow_ckpt as ckpt
-from mlflow_ckpt import Every, MlflowCheckpoint, PendingSave, captured, drain, snapshot
+from mlflow_ckpt import Every, MlflowCheckpoint, PendingSave, captured, drain, parcel, snapshot
 from mlflow_ckpt.captured import Captured
-from mlflow_ckpt.errors import SaveFailed, StoreError
+from mlflow_ckpt.delivery import Delivery
+from mlflow_ckpt.errors import NoCheckpoints, SaveFailed, StoreError
+from mlflow_ckpt.ground import open_journal
+from mlflow_ckpt.journal import Journal
 from mlflow_ckpt.pending import SaveRequest
 from mlflow_ckpt.record import MetricRow, Position, Run, Series
+from mlflow_ckpt.spool import Spool
 from mlflow_ckpt.store import Store, _draft
-from mlflow_ckpt.worker import Worker, settle
+from mlflow_ckpt.worker import Key, Worker, enter, leave, settle
 from mlflow_ckpt.writer import Writer
 
 SCRIPT = Path(__file__).with_name("exit_script.py")
@@ -36,6 +41,14 @@ SCRIPT = Path(__file__).with_name("exit_script.py")
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     held = Gate(monkeypatch)
+    yield held
+    held.open()
+
+
+@pytest.fixture
+def server_gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """Holds every commit: what is written waits in the spool."""
+    held = Gate(monkeypatch, Store, "commit")
     yield held
     held.open()
 
@@ -54,7 +67,25 @@ def writer_of(run: mlflow.ActiveRun, **arguments: Any) -> Writer:
     store = Store()
     found = store.run(run.info.run_id)
     store.set_series(found, Series(name="ckpt"))
-    return Writer(store, found, **arguments)
+    spool = arguments.setdefault("spool", Spool())
+    return Writer(store, found, open_journal(store, found, "ckpt", spool), **arguments)
+
+
+def journal_of(run_id: str, series: str = "manual") -> Journal:
+    return Journal(Spool().folder() / run_id / series)
+
+
+def kinds(journal: Journal) -> tuple[list[str], list[str]]:
+    """What waits, and what was refused."""
+    return [e.kind for e in journal.waiting()], [e.kind for e in journal.refused()]
+
+
+def until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait for something that happens on another thread."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.02)
 
 
 def request(model: keras.Model, step: int = 1, **fields: Any) -> SaveRequest:
@@ -102,6 +133,32 @@ def test_settle_waits_for_all_who_write_to_one_run_and_for_nobody_else() -> None
     assert workers[1].join(30)
 
 
+class HandsOver:
+    """Whoever settles last of two hands over to the other, as a worker does to a deliverer."""
+
+    stuck = False
+
+    def __init__(self, key: Key) -> None:
+        self.key = key
+        self.other = self
+        self.settled = 0
+        enter(key, self)
+
+    def settle(self) -> None:
+        self.settled += 1
+        leave(self.key, self)
+        if self.other.settled == 1 and self.settled == 1:
+            enter(self.key, self.other)
+
+
+@pytest.mark.pure
+def test_settle_waits_again_for_one_that_another_has_woken() -> None:
+    first, second = pair = [HandsOver(("uri", "woken")) for _ in range(2)]
+    first.other, second.other = second, first
+    settle(("uri", "woken"))
+    assert sorted(one.settled for one in pair) == [1, 2]
+
+
 @pytest.mark.pure
 def test_where_no_thread_can_start_the_caller_does_the_work(
     monkeypatch: pytest.MonkeyPatch,
@@ -138,14 +195,17 @@ def test_a_pending_save_raises_what_went_wrong(
     run: mlflow.ActiveRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     FailingUpload.uploads, FailingUpload.fail_at = 0, 1
+    real = _draft.get_artifact_repository
     monkeypatch.setattr(_draft, "get_artifact_repository", FailingUpload)
     pending = ckpt.save_async(mlp())
     for _ in range(2):
         with pytest.raises(SaveFailed, match="No space left on device") as caught:
             pending.wait()
         assert isinstance(caught.value.__cause__, OSError)
-    monkeypatch.undo()
-    assert ckpt.save(mlp()).step == 1
+    assert kinds(journal_of(run.info.run_id)) == ([], ["checkpoint"])
+    monkeypatch.setattr(_draft, "get_artifact_repository", real)
+    assert ckpt.save(mlp(), step=2) == ckpt.resolve(run.info.run_id)
+    assert kinds(journal_of(run.info.run_id)) == ([], ["checkpoint"]), "until somebody asks again"
 
 
 def test_a_failure_that_nobody_waited_for_is_raised_by_the_next_save(
@@ -254,7 +314,7 @@ def test_what_was_handed_over_first_is_there_first(
     writing.submit(request(mlp(), 1))
     assert gate.reached.wait(60)
     writing.log([row(2)])
-    writing.call(lambda: writing._store.set_series(writing._run, Series(name="ckpt")))
+    writing.put(parcel.SERIES, parcel.pack_series(Series(name="ckpt")))
     writing.log([row(3)])
     writing.log([row(4)])
     gate.open()
@@ -293,6 +353,20 @@ def test_the_thread_that_trains_asks_the_server_nothing(another_process: Any) ->
     assert len(result.epoch) == 6
     assert [s for s, _ in history(run.info.run_id)["loss"]] == [1, 2, 3, 4, 5, 6]
     assert listening.heard == []
+
+
+def test_what_somebody_else_delivers_is_found(run: mlflow.ActiveRun) -> None:
+    """Such as `mlflow-ckpt sync`, before this process has delivered anything."""
+    writing = writer_of(run)
+    with writing.journal.lock():
+        pending = writing.submit(request(mlp()))
+        assert writing.join_written(60)
+        entry = writing.journal.first()
+        assert entry is not None
+        delivered = Delivery(Store(), writing.journal)(entry)
+    assert pending.wait(60) == delivered == ckpt.resolve(run.info.run_id)
+    assert writing.join(60)
+    writing.raise_failures(last=True)
 
 
 # --- busy ---------------------------------------------------------------------
@@ -365,53 +439,74 @@ def test_a_refused_log_surfaces_once_and_later_rows_still_go_out(
     assert "ZeroDivisionError" in caught.value.__notes__[0]
     writing.raise_failures()
     assert [s for s, _ in history(run.info.run_id)["loss"]] == [2]
+    assert kinds(writing.journal) == ([], ["rows"])
 
 
+@pytest.mark.parametrize("where", ["disk", "server"])
 def test_a_failed_save_logs_its_epoch_all_the_same(
-    run: mlflow.ActiveRun, monkeypatch: pytest.MonkeyPatch
+    where: str, run: mlflow.ActiveRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device", "model.keras")
+
     FailingUpload.uploads, FailingUpload.fail_at = 0, 1
-    monkeypatch.setattr(_draft, "get_artifact_repository", FailingUpload)
+    if where == "disk":
+        monkeypatch.setattr("mlflow_ckpt.writer.write_files", full)
+    else:
+        monkeypatch.setattr(_draft, "get_artifact_repository", FailingUpload)
     writing = writer_of(run)
     writing.submit(request(mlp(), curve=[row(1), row(1, "val_loss", math.nan)]))
     assert writing.join()
+    assert kinds(writing.journal) == ([], [] if where == "disk" else ["checkpoint"])
+    writing.raise_failures()  # Training goes on without it ...
+    with pytest.raises(SaveFailed, match="No space left on device") as caught:
+        writing.raise_failures(last=True)  # ... and hears of it at its end.
+    assert isinstance(caught.value.reason, OSError)
+    writing.raise_failures(last=True)
     assert set(history(run.info.run_id)) == {"loss", "val_loss"}
-    with pytest.raises(SaveFailed):
-        writing.raise_failures()
 
 
+@pytest.mark.parametrize("where", ["writer.write_files", "store.Store.commit"])
 def test_even_what_no_handler_sees_ends_the_wait(
-    run: mlflow.ActiveRun, monkeypatch: pytest.MonkeyPatch
+    where: str, run: mlflow.ActiveRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(*_: Any) -> None:
         raise Killed
 
-    monkeypatch.setattr("mlflow_ckpt.writer.write_files", killed)
+    monkeypatch.setattr(f"mlflow_ckpt.{where}", killed)
     writing = writer_of(run)
     pending = writing.submit(request(mlp()))
     with pytest.raises(Killed):
         pending.wait(60)
     assert writing.join(60)
+    waits = ["checkpoint"] if where.endswith("commit") else []
+    assert kinds(writing.journal) == (waits, [])
+    writing.raise_failures(last=True)  # Who has waited has heard of it.
 
 
 def test_a_fit_that_raises_leaves_no_thread_and_commits_what_it_captured(
-    run: mlflow.ActiveRun, gate: Gate
+    run: mlflow.ActiveRun, server_gate: Gate
 ) -> None:
-    gate.close()
+    server_gate.close()
     with pytest.raises(StopHere):
         fit(mlp(), MlflowCheckpoint(), RaiseAt(2), epochs=5)
-    assert ours() == ["mlflow-ckpt"]
-    gate.open()
+    assert set(ours()) == {"mlflow-ckpt-deliver", "mlflow-ckpt-lease"}
+    assert "checkpoint" in kinds(journal_of(run.info.run_id, "ckpt"))[0], "it is on the disk"
+    server_gate.open()
     assert ckpt.resolve(run.info.run_id).epoch == 1, "who reads finds what was captured"
-    assert ours() == []
+    until(lambda: ours() == [])
+    assert kinds(journal_of(run.info.run_id, "ckpt")) == ([], [])
 
 
 # --- the end of fit -----------------------------------------------------------
 
 
+@pytest.mark.parametrize("doing", ["writing", "committing"])
 def test_a_long_drain_shows_how_far_it_is_and_goes_away(
+    doing: str,
     run: mlflow.ActiveRun,
     gate: Gate,
+    server_gate: Gate,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -419,22 +514,27 @@ def test_a_long_drain_shows_how_far_it_is_and_goes_away(
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     writing = writer_of(run)
-    gate.close()
+    held = gate if doing == "writing" else server_gate
+    held.close()
     pending = writing.submit(request(mlp()))
-    assert gate.reached.wait(60)
-    threading.Timer(0.5, gate.open).start()
-    assert drain.drain(writing) > 0.4
+    assert held.reached.wait(60)
+    threading.Timer(0.5, held.open).start()
+    seconds, done = drain.drain(writing, 60)
+    assert seconds > 0.4
+    assert done
     assert pending.done()
     shown = capsys.readouterr().out
-    assert "writing ckpt-0001-00000001" in shown
-    assert drain.drain(writing) < 0.05
+    assert f"{doing} ckpt-0001-00000001" in shown
+    seconds, done = drain.drain(writing, 60)
+    assert seconds < 0.05
+    assert done
     assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("environment", [{"FORCE_COLOR": "1", "TERM": "dumb"}, {"TERM": "xterm"}])
 def test_a_long_drain_says_one_line_where_nothing_can_be_drawn(
     run: mlflow.ActiveRun,
-    gate: Gate,
+    server_gate: Gate,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     environment: dict[str, str],
@@ -445,37 +545,64 @@ def test_a_long_drain_says_one_line_where_nothing_can_be_drawn(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     writing = writer_of(run)
-    gate.close()
+    server_gate.close()
     writing.submit(request(mlp()))
-    assert gate.reached.wait(60)
-    threading.Timer(0.3, gate.open).start()
-    drain.drain(writing)
+    assert server_gate.reached.wait(60)
+    threading.Timer(0.3, server_gate.open).start()
+    assert drain.drain(writing, 60)[1]
     said = capsys.readouterr().out
-    assert said == "\nmlflow_ckpt: waits for the last checkpoint (writing ckpt-0001-00000001)\n"
+    doing = "committing ckpt-0001-00000001"
+    assert said == f"\nmlflow_ckpt: waits for the server, at most 60 s ({doing})\n"
 
 
+def test_a_drain_ends_in_time_and_what_is_left_is_on_the_disk(
+    run: mlflow.ActiveRun, server_gate: Gate
+) -> None:
+    writing = writer_of(run)
+    server_gate.close()
+    pending = writing.submit(request(mlp()))
+    seconds, done = drain.drain(writing, 0.3)
+    assert 0.3 <= seconds < 10
+    assert not done
+    assert not pending.done()
+    assert kinds(writing.journal) == (["checkpoint"], [])
+    text = drain.describe_left(writing)
+    assert f"1 checkpoints and 0 other entries wait in {writing.journal.path}" in text
+    assert f"mlflow-ckpt sync {run.info.run_id}" in text
+    server_gate.open()
+    assert pending.wait(60) == ckpt.resolve(run.info.run_id)
+    assert drain.drain(writing, 60)[1]
+    assert kinds(writing.journal) == ([], [])
+
+
+@pytest.mark.parametrize("method", ["join_written", "join"])
 def test_ctrl_c_leaves_the_drain_and_the_writer_goes_on(
-    run: mlflow.ActiveRun, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    method: str,
+    run: mlflow.ActiveRun,
+    gate: Gate,
+    server_gate: Gate,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def pressed(self: Any, timeout: float | None = None) -> bool:
         raise KeyboardInterrupt
 
     writing = writer_of(run)
-    gate.close()
+    held = gate if method == "join_written" else server_gate
+    held.close()
     pending = writing.submit(request(mlp()))
     with monkeypatch.context() as patch:
-        patch.setattr(Writer, "join", pressed)
+        patch.setattr(Writer, method, pressed)
         with pytest.raises(KeyboardInterrupt):
-            drain.drain(writing)
-    gate.open()
+            drain.drain(writing, 60)
+    held.open()
     assert pending.wait(60) == ckpt.resolve(run.info.run_id)
 
 
 # --- the end of the process ---------------------------------------------------
 
 
-def ended(uri: str, run_id: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), uri, run_id]
+def ended(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
@@ -487,6 +614,7 @@ def test_a_process_that_dies_of_an_exception_commits_what_it_captured(tracking: 
     assert result.stderr.rstrip().endswith("RuntimeError: right after a save")
     assert ckpt.resolve(run.info.run_id).step == 1
     assert ckpt.load_model(run.info.run_id).input_shape == (None, FEATURES)
+    assert kinds(journal_of(run.info.run_id)) == ([], [])
 
 
 def test_a_failure_that_the_process_does_not_outlive_is_printed(
@@ -499,6 +627,28 @@ def test_a_failure_that_the_process_does_not_outlive_is_printed(
     result = ended(tracking, run.info.run_id)
     assert "mlflow_ckpt: The checkpoint manual-0000-00000001 could not be written" in result.stdout
     assert result.returncode == 1
+    assert kinds(journal_of(run.info.run_id)) == ([], ["checkpoint"])
+
+
+def test_a_process_does_not_wait_for_a_server_that_is_away_and_the_next_one_delivers(
+    tracking: str,
+) -> None:
+    with mlflow.start_run() as run:
+        pass
+    began = time.monotonic()
+    result = ended(tracking, run.info.run_id, "away")
+    assert time.monotonic() - began < 60
+    assert result.returncode == 1
+    assert result.stderr.rstrip().endswith("RuntimeError: right after a save")
+    journal = journal_of(run.info.run_id)
+    assert f"1 entries wait in the spool at {journal.path}." in result.stdout
+    assert kinds(journal) == (["checkpoint"], [])
+    with pytest.raises(NoCheckpoints):
+        ckpt.resolve(run.info.run_id)
+    with mlflow.start_run(run_id=run.info.run_id):
+        ckpt.save(mlp(), step=2)
+    assert list(ckpt.list_checkpoints(run.info.run_id)["step"]) == [1, 2]
+    assert kinds(journal) == ([], [])
 
 
 def test_so_does_one_whose_server_is_remote(empty_database: Path, tmp_path: Path) -> None:
