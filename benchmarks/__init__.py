@@ -11,7 +11,7 @@ on all of them. Nothing is asserted: a bar that is missed is reported as missed.
     stopwatch  time hooks and steps from outside, alike for everybody
     peers      the callbacks that are compared
     limits     memory copy, file write, file read: what the machine allows
-    hooks, cost, sparse, loads, memory, resolve, resuming, thousand   the figures
+    hooks, cost, sparse, loads, memory, outage, resolve, resuming, thousand   the figures
     results    samples, bars, figures; report and plots show them
 """
 

@@ -21,6 +21,7 @@ from benchmarks import (
     hooks,
     loads,
     memory,
+    outage,
     peers,
     plots,
     report,
@@ -50,6 +51,7 @@ class Plan:
         counts: Checkpoints of the runs in which one is searched.
         many: Checkpoints of the longest fit.
         batches: Batches of an epoch before it is broken off and continued.
+        outage: Epochs, and steps of each, that are trained without a server.
     """
 
     sizes: tuple[float, ...] = (112, 1062)
@@ -61,6 +63,7 @@ class Plan:
     counts: tuple[int, ...] = (10, 1_000, 10_000)
     many: int = 1_000
     batches: int = 10_000
+    outage: tuple[int, int] = (12, 30)
     long_repeats: int = 1
     fresh_repeats: int | None = None
 
@@ -74,6 +77,7 @@ QUICK = Plan(
     counts=(10, 30),
     many=30,
     batches=20,
+    outage=(4, 3),
     fresh_repeats=1,
 )
 
@@ -134,6 +138,17 @@ class Bench:
         )
         return memory.figures(raw)
 
+    def outage(self) -> list[Figure]:
+        raw = outage.collect(
+            mib=min(self._plan.sizes),
+            epochs=self._plan.outage[0],
+            steps=self._plan.outage[1],
+            repeats=self._plan.repeats,
+            scratch=self._scratch,
+            progress=self._progress,
+        )
+        return outage.figures(raw)
+
     def resolve(self) -> list[Figure]:
         return resolve.figures(self._call(resolve, counts=self._plan.counts))
 
@@ -164,7 +179,7 @@ class Bench:
         )
 
 
-FIGURES = ("hooks", "cost", "fit", "loads", "memory", "resolve", "resume", "thousand")
+FIGURES = ("hooks", "cost", "fit", "loads", "memory", "outage", "resolve", "resume", "thousand")
 
 
 def run(

@@ -8,6 +8,7 @@ in the report with its error.
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -57,7 +58,8 @@ def _installed(name: str) -> bool:
 
 
 def use_store(folder: Path) -> str:
-    """Point MLflow at an sqlite database in `folder`, artifacts beside it; see `use_server`."""
+    """Point MLflow at an sqlite database in `folder`, artifacts and spool beside it."""
+    os.environ["MLFLOW_CKPT_SPOOL"] = str(folder / "spool")
     return use_server(f"sqlite:///{folder / 'mlflow.db'}", (folder / "artifacts").as_uri())
 
 

@@ -9,6 +9,7 @@ new batch comes when all batches before are trained again.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -137,6 +138,7 @@ def _run_id(folder: Path) -> str:
     path = folder / "run"
     if path.exists():
         mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
+        os.environ["MLFLOW_CKPT_SPOOL"] = str(folder / "spool")
     else:
         peers.use_store(folder)
         with mlflow.start_run() as run:

@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +19,12 @@ _STOP_S = 20.0
 
 
 @contextmanager
-def serve(folder: Path, *, workers: int | None = None) -> Iterator[str]:
+def serve(
+    folder: Path,
+    *,
+    workers: int | None = None,
+    started: Callable[[int], None] = lambda _: None,
+) -> Iterator[str]:
     """Serve `<folder>/mlflow.db`, artifacts proxied from `<folder>/served`; yields the URI.
 
     Job execution, which has nothing to do with checkpoints, is switched off: it is half a
@@ -28,6 +33,7 @@ def serve(folder: Path, *, workers: int | None = None) -> Iterator[str]:
     Args:
         folder: Holds the database, which is made if there is none.
         workers: Processes of the server; `None` takes MLflow's default.
+        started: Told the ID of the server's process group.
 
     Raises:
         RuntimeError: If the server ends, or does not answer in time.
@@ -49,6 +55,7 @@ def serve(folder: Path, *, workers: int | None = None) -> Iterator[str]:
         )
         try:
             _wait_for(uri, server, folder / "server.log")
+            started(server.pid)
             yield uri
         finally:
             _stop(server)

@@ -142,14 +142,19 @@ class Settle(keras.callbacks.Callback):
         self._known: set[threading.Thread] = set()
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self._known = set(threading.enumerate())
+        self._known = _writers()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         deadline = time.monotonic() + _SETTLE_S
         while epoch in self._epochs and time.monotonic() < deadline:
-            if set(threading.enumerate()) <= self._known:
+            if _writers() <= self._known:
                 return
             time.sleep(0.01)
+
+
+def _writers() -> set[threading.Thread]:
+    """Threads that may be writing; a lease beats for as long as its fit runs."""
+    return {t for t in threading.enumerate() if t.name != "mlflow-ckpt-lease"}
 
 
 def only_at(callback: keras.callbacks.Callback, epochs: Collection[int]) -> None:
