@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import signal
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from mlflow_ckpt.fingerprint import optimizers_of
 from mlflow_ckpt.store import Store, _commit
 
 CSV, RESULT, STATE = "log.csv", "result.json", "state.npz"
+HOLD_S = 120.0
 
 
 class Tally(keras.callbacks.Callback):
@@ -159,14 +161,19 @@ class Killer(Observer):
         run_id: Whose checkpoints it waits for.
         steps: Batches of an epoch.
         epochs_before: Epochs that earlier fits of this script have.
+        hold: Batches after which training waits for a kill in a write, which comes from another
+            thread: where nothing is left to train, there is nothing to continue.
     """
 
-    def __init__(self, kill: Kill, run_id: str, steps: int, epochs_before: int = 0) -> None:
+    def __init__(
+        self, kill: Kill, run_id: str, steps: int, epochs_before: int = 0, hold: int | None = None
+    ) -> None:
         super().__init__()
         self.kill = kill
         self.run_id = run_id
         self.steps = steps
         self.before = epochs_before
+        self.hold = hold
         self.epoch = -1
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
@@ -175,6 +182,9 @@ class Killer(Observer):
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         self._kill_if("batch", batch >= self.kill.batch)
+        if self.hold is not None and self.epoch * self.steps + batch >= self.hold:
+            time.sleep(HOLD_S)
+            raise AssertionError(f"no kill came within {HOLD_S:g} s")
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._kill_if("end", batch + 1 >= self.steps)
@@ -196,7 +206,7 @@ def kill_while_writing(nth: int, *, published: bool) -> None:
         published: Whether that happens when all but the last request is done, instead of
             before the first file is at its place.
     """
-    part = "_seal" if published else "_fill"
+    part = "_seal" if published else "open_draft"
     real, count = getattr(_commit, part), 0
 
     def counted(*arguments: Any) -> Any:

@@ -107,6 +107,19 @@ class Cell:
         return 5 if self.input in ("repeat", "grain_repeat") else SAMPLES // BATCH
 
     @property
+    def hold(self) -> int | None:
+        """Batches that may be trained before a kill in a write: one more than it holds."""
+        last = self.kills[-1] if self.kills else None
+        if last is None or last.place != "write":
+            return None
+        return self.every * last.batch + 1
+
+    @property
+    def every(self) -> int:
+        """Batches from one checkpoint to the next."""
+        return self.steps if self.save_freq == "epoch" else self.save_freq
+
+    @property
     def kills(self) -> tuple[Kill, ...]:
         """The kills of the processes in turn; the one after the last ends by itself."""
         return {

@@ -139,9 +139,9 @@ def misplaced(cell: Cell, killed: Path) -> Iterator[str]:
 
 def _newest(cell: Cell, kill: Kill) -> tuple[int, int]:
     """Bounds of the step of the newest checkpoint when a kill comes."""
-    every = cell.steps if cell.save_freq == "epoch" else cell.save_freq
+    every = cell.every
     if kill.place == "write":
-        return every * kill.batch, cell.steps * EPOCHS  # It waits on this disk, as later ones do.
+        return every * kill.batch, every * kill.batch  # It waits on this disk.
     done = {
         "boundary": kill.epoch * cell.steps,
         "batch": kill.epoch * cell.steps + kill.batch,

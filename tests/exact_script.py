@@ -105,7 +105,7 @@ class Attempt:
         place = {"first": 0, "middle": len(callbacks) // 2, "last": len(callbacks)}[cell.position]
         listed = [*callbacks[:place], ours, *callbacks[place:], recorder]
         if self.kill is not None:
-            listed.append(Killer(self.kill, self.run_id, cell.steps, before))
+            listed.append(Killer(self.kill, self.run_id, cell.steps, before, cell.hold))
         fitted = model.fit(**given, epochs=EPOCHS, verbose=cell.verbose, callbacks=listed)
         return {
             "history": fitted.history,
