@@ -65,12 +65,17 @@ class Stats:
     drain_s: float = 0.0
 
     def metrics(self) -> dict[str, float]:
-        """What is logged to the run at the end of a `fit` that saved something."""
-        if not self.saves:
-            return {}
+        """What is logged to the run at the end of a `fit` that saved something.
+
+        Of one whose server was away, what is known without a commit.
+        """
         medians = {"ckpt/stall_ms": self.median_stall_ms, "ckpt/lag_s": self.median_lag_s}
         found = {name: value for name, value in medians.items() if value is not None}
-        return {**found, "ckpt/bytes": float(self.bytes), "ckpt/skipped": float(self.skipped)}
+        if found:
+            found["ckpt/skipped"] = float(self.skipped)
+        if self.saves:
+            found["ckpt/bytes"] = float(self.bytes)
+        return found
 
     @property
     def median_hook_ms(self) -> float | None:

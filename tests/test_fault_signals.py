@@ -408,6 +408,18 @@ def test_ctrl_c_in_a_script(tracking: str, tmp_path: Path, presses: int, saved: 
     is_exact(run_id, train(run_id), expected, ("ckpt",))
 
 
+@pytest.fixture
+def proxy(tmp_path: Path) -> Iterator[Proxy]:
+    """Between the tests and a tracking server."""
+    with (
+        tracking_server(tmp_path / "mlflow.db", tmp_path / "served") as server,
+        Proxy(server.uri) as between,
+    ):
+        mlflow.set_tracking_uri(between.uri)
+        mlflow.set_experiment("served")
+        yield between
+
+
 @pytest.mark.parametrize(
     ("word", "count"),
     [
@@ -417,53 +429,39 @@ def test_ctrl_c_in_a_script(tracking: str, tmp_path: Path, presses: int, saved: 
     ],
 )
 def test_within_the_grace_of_a_server_that_hangs_everything_is_on_the_disk(
-    word: str, count: int, tmp_path: Path
+    word: str, count: int, proxy: Proxy, tmp_path: Path
 ) -> None:
-    grace = 2.0
-    with (
-        tracking_server(tmp_path / "mlflow.db", tmp_path / "served") as server,
-        Proxy(server.uri) as proxy,
-    ):
-        mlflow.set_tracking_uri(proxy.uri)
-        mlflow.set_experiment("served")
-        run_id = new_run()
-        with process(tmp_path / "one", proxy.uri, run_id, 3, 0.1, grace) as one:
-            assert one.wait_for(word, count)
-            proxy.fault = always(Hang())
-            time.sleep(1.0 if word == "epoch" else 0.1)
-            code, seconds = one.signal(TERM, grace + 60)
-            assert code == 143, one.text
-            trained = one.words.count("batch")
-            print(f"\nSIGTERM in {word}: ended after {seconds:.1f} s, grace {grace} s")
-            assert seconds < grace + SLACK_S
-        assert f"mlflow-ckpt sync {run_id}" in one.text
-        waiting = Journal(Spool().folder() / run_id / "ckpt").waiting()
-        newest = [e for e in waiting if e.kind == "checkpoint"][-1]
-        assert newest.data["position"]["step"] == trained
-        assert waiting[-1].kind == "status"
-        proxy.down()
-        proxy.fault = never
-        proxy.up()
-        assert [one.error for one in syncing.sync(run_id)] == [None]
-        assert (status(run_id), newest_step(run_id)) == ("KILLED", trained)
-        model = train(run_id, epochs=3)
-        is_exact(run_id, model, reference(3)[0], ("ckpt",))
+    grace, run_id = 2.0, new_run()
+    with process(tmp_path / "one", proxy.uri, run_id, 3, 0.1, grace) as one:
+        assert one.wait_for(word, count)
+        proxy.fault = always(Hang())
+        time.sleep(1.0 if word == "epoch" else 0.1)
+        code, seconds = one.signal(TERM, grace + 60)
+        assert code == 143, one.text
+        trained = one.words.count("batch")
+        print(f"\nSIGTERM in {word}: ended after {seconds:.1f} s, grace {grace} s")
+        assert seconds < grace + SLACK_S
+    assert f"mlflow-ckpt sync {run_id}" in one.text
+    waiting = Journal(Spool().folder() / run_id / "ckpt").waiting()
+    newest = [e for e in waiting if e.kind == "checkpoint"][-1]
+    assert newest.data["position"]["step"] == trained
+    assert waiting[-1].kind == "status"
+    proxy.down()
+    proxy.fault = never
+    proxy.up()
+    assert [one.error for one in syncing.sync(run_id)] == [None]
+    assert (status(run_id), newest_step(run_id)) == ("KILLED", trained)
+    model = train(run_id, epochs=3)
+    is_exact(run_id, model, reference(3)[0], ("ckpt",))
 
 
 @pytest.mark.slow
-def test_a_second_sigterm_waits_for_no_server_that_hangs(tmp_path: Path) -> None:
-    with (
-        tracking_server(tmp_path / "mlflow.db", tmp_path / "served") as server,
-        Proxy(server.uri) as proxy,
-    ):
-        mlflow.set_tracking_uri(proxy.uri)
-        mlflow.set_experiment("served")
-        run_id = new_run()
-        with process(tmp_path / "one", proxy.uri, run_id, 3, 0.1, 300) as one:
-            assert one.wait_for("batch", 2)
-            proxy.fault = always(Hang())
-            one.child.send_signal(TERM)
-            time.sleep(2.0)
-            code, seconds = one.signal(TERM, 60)
-        assert code in (143, -TERM)
-        assert seconds < SLACK_S
+def test_a_second_sigterm_waits_for_no_server_that_hangs(proxy: Proxy, tmp_path: Path) -> None:
+    with process(tmp_path / "one", proxy.uri, new_run(), 3, 0.1, 300) as one:
+        assert one.wait_for("batch", 2)
+        proxy.fault = always(Hang())
+        one.child.send_signal(TERM)
+        time.sleep(2.0)
+        code, seconds = one.signal(TERM, 60)
+    assert code in (143, -TERM)
+    assert seconds < SLACK_S

@@ -162,6 +162,13 @@ def test_the_run_says_what_its_checkpoints_cost_once_for_each_step(another_proce
     assert costs(run_id) == {name: [4, 6] for name in names}
 
 
+def test_of_checkpoints_that_still_wait_the_run_gets_what_they_took() -> None:
+    """The server was away for the whole fit: how long a commit takes is not known."""
+    waiting = Stats(stall_ms=(1.0, 3.0, 8.0), skipped=2)
+    assert waiting.metrics() == {"ckpt/stall_ms": 3.0, "ckpt/skipped": 2.0}
+    assert Stats().metrics() == {}
+
+
 def test_a_second_series_says_it_under_its_own_name() -> None:
     callback = MlflowCheckpoint(name="light", save_weights_only=True)
     with mlflow.start_run() as run:

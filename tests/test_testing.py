@@ -49,7 +49,7 @@ def test_a_resume_that_moves_one_weight_is_caught_with_its_step_and_name(trackin
     with pytest.raises(
         AssertionError,
         match=r"Process 2, resumed after batch 2, is not exact: first difference after step 5: "
-        r"variable 1 'sequential/dense/bias', and \d+ more",
+        r"variable 0 'sequential/dense/kernel', and \d+ more",
     ) as caught:
         assert_exact_resume(functions.nudged, kill_at=3, tracking_uri=tracking)
     assert caught.value.proof.processes == (

@@ -593,7 +593,7 @@ def test_ctrl_c_leaves_the_drain_and_the_writer_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(Writer, method, pressed)
         with pytest.raises(KeyboardInterrupt):
-            drain.drain(writing, 60)
+            drain.drain(writing, 0.5)
     held.open()
     assert pending.wait(60) == ckpt.resolve(run.info.run_id)
 

@@ -244,22 +244,26 @@ def link(connection: Connection, run: Run, steps: Mapping[str, int]) -> None:
     try:
         connection.client.log_outputs(run.run_id, outputs)
     except MlflowException:
-        if len(_unlinked(connection, run, steps)) == len(steps):
+        missing = _unlinked(connection, run, outputs)
+        if len(missing) == len(outputs):
             raise
-        link_missing(connection, run, steps)
+        if missing:
+            connection.client.log_outputs(run.run_id, missing)
 
 
 def link_missing(connection: Connection, run: Run, steps: Mapping[str, int]) -> None:
     """Like `link`, but asks first."""
-    if missing := _unlinked(connection, run, steps):
-        outputs = [LoggedModelOutput(model_id, steps[model_id]) for model_id in missing]
-        connection.client.log_outputs(run.run_id, outputs)
+    outputs = [LoggedModelOutput(model_id, step) for model_id, step in steps.items()]
+    if missing := _unlinked(connection, run, outputs):
+        connection.client.log_outputs(run.run_id, missing)
 
 
-def _unlinked(connection: Connection, run: Run, models: Iterable[str]) -> list[str]:
+def _unlinked(
+    connection: Connection, run: Run, outputs: Iterable[LoggedModelOutput]
+) -> list[LoggedModelOutput]:
     found = connection.client.get_run(run.run_id).outputs
     there = {output.model_id for output in found.model_outputs} if found else set()
-    return [model_id for model_id in models if model_id not in there]
+    return [output for output in outputs if output.model_id not in there]
 
 
 def _seal(connection: Connection, request: Commit, manifest: Manifest, model: LoggedModel) -> None:
