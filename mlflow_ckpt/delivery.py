@@ -8,7 +8,7 @@ carried out a request and before the entry is taken away. The kinds:
     tags        tags of the run
     checkpoint  files, metric rows, and the keep policy that applies once it is committed
     final       which checkpoint is the state in which `fit` left the model
-    end         `fit` has returned: link the newest that are still unlinked, look for doubles
+    end         `fit` has returned: link the newest that are unlinked, drop what is half-made
     status      the run has ended otherwise
 """
 
@@ -177,7 +177,7 @@ class Delivery:
                 self._log_curve(data, error)
                 raise
             self._log(rows)
-            self._delivered[entry.uid] = ""  # What was half-made goes with the doubles.
+            self._delivered[entry.uid] = ""  # What is half-made goes at the end.
             self._journal.remove(entry)
             return None
         self._drawn.logged(rows)
@@ -225,7 +225,8 @@ class Delivery:
 
     def _final(self, data: Mapping[str, Any]) -> None:
         series = parcel.unpack_series(data["series"])
-        end = self._store.checkpoint(self._known_run, series, data["model_id"], data["entry"])
+        model_id = data["model_id"] or self._delivered.get(data["entry"], "")
+        end = self._store.checkpoint(self._known_run, series, model_id, data["entry"])
         if end is not None:
             self._store.mark_final(self._known_run, series, end)
         elif any(entry.uid == data["entry"] for entry in self._journal.refused()):
@@ -242,8 +243,10 @@ class Delivery:
         self._sweep()
 
     def _sweep(self) -> None:
-        if self._delivered:
-            self._store.drop_doubles(self._known_run, self._delivered)
+        if self._claim is not None:
+            self._claim.check()
+        series, alone = self._journal.about["series"], self._claim is not None
+        self._store.drop_unfinished(self._known_run, series, self._delivered, alone=alone)
 
     def _report(self) -> None:
         """Say in tags of the run which replayed points differed."""

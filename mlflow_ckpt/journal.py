@@ -13,7 +13,7 @@ Any number of processes may append: a number that is taken makes the rename fail
 next one is tried. One process at a time delivers. All of it is MLflow's and Keras's business
 elsewhere: this module knows files.
 
-Format 1.0. Readers refuse a newer major one and leave it alone.
+Readers refuse a newer major format and leave it alone.
 """
 
 from __future__ import annotations
@@ -28,14 +28,13 @@ from typing import Any
 
 from filelock import FileLock
 
-from mlflow_ckpt import durable, rooms
+from mlflow_ckpt import about, durable, rooms
 from mlflow_ckpt.entry import DROPPED, ENTRY, FILES, Entry
-from mlflow_ckpt.errors import FormatTooNew, SpoolError
+from mlflow_ckpt.errors import SpoolError
 from mlflow_ckpt.owner import Owner
 
 __all__ = ["Entry", "Journal"]
 
-FORMAT = "1.0"
 _MANIFEST = "manifest.json"
 # Room before the first one, for what is put back.
 _FIRST = 10_000_000
@@ -54,8 +53,8 @@ class Journal:
         self._next = _FIRST
 
     @classmethod
-    def create(cls, spool: Path, run_id: str, series: str, about: Mapping[str, Any]) -> Journal:
-        """Open the journal of a series, and note `about` in it.
+    def create(cls, spool: Path, run_id: str, series: str, facts: Mapping[str, Any]) -> Journal:
+        """Open the journal of a series, and note `facts` in it.
 
         Raises:
             SpoolError: If the folder cannot be written to.
@@ -65,7 +64,7 @@ class Journal:
             folders = (journal.path.parent, journal.path, journal._making, journal._refused)
             for folder in folders:
                 folder.mkdir(mode=0o700, exist_ok=True)
-            journal.describe({**journal.about, **about, "writer": Owner.me().to_dict()})
+            journal.describe({**journal.about, **facts, "writer": Owner.me().to_dict()})
             rooms.sweep(journal._making)
         except OSError as error:
             raise SpoolError(
@@ -83,23 +82,7 @@ class Journal:
         Raises:
             FormatTooNew: If a later version wrote it.
         """
-        try:
-            found = json.loads((self.path / _ABOUT).read_bytes())
-            written = str(found.get("format", FORMAT))
-            newer = int(written.partition(".")[0]) > int(FORMAT.partition(".")[0])
-        except FileNotFoundError:
-            return {}
-        except (ValueError, AttributeError) as error:
-            raise SpoolError(
-                f"Expected a journal. Received: {self.path / _ABOUT}: {error!r}. Move that folder "
-                "away."
-            ) from error
-        if newer:
-            raise FormatTooNew(
-                f"The journal {self.path} has format {written}, this version reads up to "
-                f"{FORMAT}. Upgrade with: pip install -U mlflow-ckpt"
-            )
-        return dict(found)
+        return about.read(self.path / _ABOUT)
 
     @property
     def writer_is_gone(self) -> bool:
@@ -109,20 +92,20 @@ class Journal:
         except (KeyError, ValueError):
             return False
 
-    def describe(self, about: Mapping[str, Any]) -> None:
+    def describe(self, facts: Mapping[str, Any]) -> None:
         """Note what a later process needs to know of run and series."""
         room = self.room()
-        durable.write(room / _ABOUT, json.dumps({"format": FORMAT, **about}).encode())
+        durable.write(room / _ABOUT, json.dumps({"format": about.FORMAT, **facts}).encode())
         (room / _ABOUT).replace(self.path / _ABOUT)
         durable.sync(self.path)
         self.give_up(room)
 
     def add_tags(self, tags: Mapping[str, str]) -> None:
         """Note tags that the run has from now on."""
-        about = self.about
-        if "run" in about:
-            about["run"]["tags"].update(tags)
-            self.describe(about)
+        facts = self.about
+        if "run" in facts:
+            facts["run"]["tags"].update(tags)
+            self.describe(facts)
 
     @property
     def spool(self) -> Path:

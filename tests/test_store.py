@@ -596,6 +596,30 @@ def test_the_local_copy_takes_no_room_beside_a_local_store() -> None:
     assert all((copy.files / name).samefile(stored / name) for name in files(stored))
 
 
+def test_what_dead_processes_left_half_made_is_gone_after_the_next_fit() -> None:
+    client = mlflow.MlflowClient()
+
+    def half_made(run: mlflow.ActiveRun, series: str, entry: str) -> LoggedModel:
+        tags = {"ckpt.complete": "pending", "ckpt.series": series, "ckpt.entry": entry}
+        run_id, experiment_id = run.info.run_id, run.info.experiment_id
+        model = client.create_logged_model(experiment_id, "m", source_run_id=run_id, tags=tags)
+        folder = Path(model.artifact_location.removeprefix("file://"))
+        folder.mkdir(parents=True)
+        (folder / "MLmodel").write_text("half of it")
+        return model
+
+    with mlflow.start_run() as run:
+        ours, other = half_made(run, "ckpt", "a"), half_made(run, "other", "b")
+        refused = half_made(run, "ckpt", "c")
+        client.finalize_logged_model(refused.model_id, "FAILED")
+        fit(mlp(), MlflowCheckpoint(), epochs=1)
+    found = client.search_logged_models([run.info.experiment_id])
+    kept = ckpt.resolve(run.info.run_id).model_id
+    assert {m.model_id for m in found} == {other.model_id, refused.model_id, kept}
+    assert not Path(ours.artifact_location.removeprefix("file://")).exists()
+    assert Path(other.artifact_location.removeprefix("file://")).exists()
+
+
 # --- how much is asked of a server --------------------------------------------
 
 

@@ -181,7 +181,7 @@ def test_a_dry_run_lists_what_waits_and_changes_nothing(away: Away, call: Cli) -
     assert done.out.count(f"  checkpoints    {', '.join(WAITED)}\n") == 2
     assert re.search(rf"  on disk        \d+\.\d KiB in {away.journal().path}\n", done.out)
     assert done.out.endswith(
-        "6 checkpoints and 10 other entries of 2 series in all. Deliver with: mlflow-ckpt sync\n"
+        "6 checkpoints and 12 other entries of 2 series in all. Deliver with: mlflow-ckpt sync\n"
     )
     assert state(away.spool) == before
     assert committed(away.runs[0]) == []
@@ -197,7 +197,7 @@ def test_a_dry_run_as_json_names_everything(away: Away, call: Cli) -> None:
         "tracking_uri": away.uri,
         "path": str(away.journal().path),
         "checkpoints": WAITED,
-        "other_entries": 5,
+        "other_entries": 6,
         "refused": ["The tracking server\nrefused it"],
         "bytes": away.journal().bytes,
         "fault": None,
@@ -262,7 +262,7 @@ def test_without_a_run_those_of_the_current_server_are_delivered(
     assert done == Result(
         0,
         f"Nothing waits for {away.uri} in {away.spool}. For other tracking servers: 3 checkpoints "
-        "and 5 other entries of 1 series. See: mlflow-ckpt sync --all --dry-run\n",
+        "and 6 other entries of 1 series. See: mlflow-ckpt sync --all --dry-run\n",
         "",
     )
     assert call("sync", "--all").out.endswith("delivered 3 checkpoints\n")
@@ -419,14 +419,14 @@ def test_while_the_server_is_away_everything_stays(
     before = sorted(path.name for path in away.journal().path.iterdir())
     done = call("sync", "--all")
     assert done.code == 1
-    left = f"left in {away.journal().path}: 3 checkpoints and 5 other entries"
+    left = f"left in {away.journal().path}: 3 checkpoints and 6 other entries"
     where = f"run {away.runs[0]}, series 'ckpt'"
     assert done.err.startswith(f"Error: {where}: delivered nothing; {left}; The tracking server")
     assert done.err.count("\n") == 1
     assert sorted(path.name for path in away.journal().path.iterdir()) == before
     assert_delivered(away, 1)
     (found,) = json.loads(call("sync", away.runs[0], "--json").out)
-    assert found["left"] == {"checkpoints": WAITED, "other_entries": 5}
+    assert found["left"] == {"checkpoints": WAITED, "other_entries": 6}
     assert "could not read run" in found["error"]
     away.aim(away.uri, 0)
     assert call("sync").code == 0

@@ -1,6 +1,7 @@
 """Make one checkpoint visible, all of it or nothing.
 
-    create (PENDING) -> files -> manifest -> metrics -> link to the run -> finalize READY
+    create (PENDING, tag ckpt.complete=pending) -> files -> manifest -> metrics
+    -> link to the run -> finalize READY
     -> tags ckpt.manifest_digest and ckpt.complete=true, in one call
 
 The last call is the only commit point: what is killed before it resolves nowhere. The
@@ -169,7 +170,7 @@ def _model(connection: Connection, run: Run, request: Commit, progress: Progress
                     raise
     elif begun:
         # Whether an earlier request was carried out is not known.
-        found = _query.of_entries(connection.client, run, [request.entry])
+        found = _query.of_entry(connection.client, run, request.entry)
         earlier = [model for model in found if model.status.value != "FAILED"]
         if earlier:
             first = next((m for m in earlier if m.tags.get(COMPLETE_TAG) == "true"), earlier[0])
@@ -177,12 +178,12 @@ def _model(connection: Connection, run: Run, request: Commit, progress: Progress
             return first
     progress.note({"begun": True})
     position = request.position
-    with translated("create a logged model"):
+    with translated("create a logged model"), connection.attempts():
         model = connection.client.create_logged_model(
             run.experiment_id,
             name=position.name,
             source_run_id=run.run_id,
-            tags={**position.tags(), ENTRY_TAG: request.entry},
+            tags={**position.tags(), ENTRY_TAG: request.entry, COMPLETE_TAG: "pending"},
             params={k: str(getattr(position, k)) for k in ("series", "epoch", "step")},
             model_type=MODEL_TYPE,
         )

@@ -31,23 +31,45 @@ from mlflow_ckpt.store._faults import is_away
 
 _KIND_TAG = "mlflow.experimentKind"
 _KIND = "custom_model_development"
+_SLOW_S, _LATE_S = 0.5, 2.0
 _UPGRADE = (
     "Checkpoints are MLflow 3 logged models. Use a tracking server of MLflow 3 or later "
     'with a database, or mlflow.set_tracking_uri("sqlite:///mlflow.db").'
 )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Connection:
     """A tracking server, the same one from every thread and whatever `set_tracking_uri` says later.
 
     Attributes:
         uri: Its tracking URI.
         client: MLflow's own client of it.
+        quiet_at: When nothing is on its way any more that nobody waits for, by the monotonic
+            clock in seconds.
     """
 
     uri: str
     client: MlflowClient
+    quiet_at: float = 0.0
+
+    @contextmanager
+    def attempts(self) -> Iterator[None]:
+        """Make a request that MLflow may make several times.
+
+        After a timeout the server may carry the first one out when the last one is answered.
+        """
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            now = time.monotonic()
+            if now - began > _SLOW_S:
+                self.quiet_at = now + _LATE_S
+
+    def wait_until_quiet(self) -> None:
+        """Give requests that nobody waits for a moment to be carried out."""
+        time.sleep(max(0.0, self.quiet_at - time.monotonic()))
 
     def tag_model(self, model_id: str, tags: dict[str, str]) -> None:
         """Set tags of a LoggedModel in one request.

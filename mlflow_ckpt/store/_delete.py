@@ -12,26 +12,33 @@ from mlflow_ckpt.store import _query
 from mlflow_ckpt.store._connection import Connection, translated
 
 
-def drop_doubles(connection: Connection, run: Run, delivered: Mapping[str, str]) -> int:
-    """Delete the LoggedModels that lost answers left beside the committed ones.
+def drop_unfinished(
+    connection: Connection, run: Run, series: str, delivered: Mapping[str, str], *, alone: bool
+) -> int:
+    """Delete what lost answers and dead processes left of checkpoints that are not committed.
+
+    MLflow makes a request again whose answer was lost, so that nobody knows which LoggedModels
+    there are. What a refusal has marked as FAILED stays, for a person to see, until the
+    checkpoint is committed after all.
 
     Args:
-        delivered: The model ID of each entry.
+        delivered: The model ID of each entry that this process has delivered; empty if none
+            is to stay.
+        alone: Whether nobody else writes the series, so that what is pending is left over.
 
     Returns:
         How many there were.
     """
-    found = _query.of_entries(connection.client, run, list(delivered))
-    doubles = [
+    connection.wait_until_quiet()
+    gone = [
         model
-        for model in found
-        if model.model_id != delivered[model.tags[ENTRY_TAG]]
-        and model.tags.get(COMPLETE_TAG) != "true"
+        for model in _query.unfinished(connection.client, run, series)
+        if model.tags.get(ENTRY_TAG) in delivered or (alone and model.status.value != "FAILED")
     ]
-    for model in doubles:
+    for model in gone:
         with translated("delete a logged model"):
-            _delete(connection, model.model_id)
-    return len(doubles)
+            _remove(connection, model.model_id, model.artifact_location)
+    return len(gone)
 
 
 def delete(connection: Connection, checkpoint: Checkpoint) -> str | None:
@@ -49,20 +56,19 @@ def delete(connection: Connection, checkpoint: Checkpoint) -> str | None:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             return None
-        try:
-            get_artifact_repository(
-                checkpoint.artifact_uri, tracking_uri=connection.uri
-            ).delete_artifacts()
-            reason = None
-        except NotImplementedError as error:
-            reason = str(error) or "the artifact store cannot delete"
-        _delete(connection, checkpoint.model_id)
-    return reason
+        return _remove(connection, checkpoint.model_id, checkpoint.artifact_uri)
 
 
-def _delete(connection: Connection, model_id: str) -> None:
+def _remove(connection: Connection, model_id: str, artifact_uri: str) -> str | None:
+    """Delete files, then the record. Returns why the files had to stay."""
+    try:
+        get_artifact_repository(artifact_uri, tracking_uri=connection.uri).delete_artifacts()
+        reason = None
+    except NotImplementedError as error:
+        reason = str(error) or "the artifact store cannot delete"
     try:
         connection.client.delete_logged_model(model_id)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
+    return reason

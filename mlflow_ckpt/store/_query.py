@@ -13,7 +13,7 @@ asked for exactly. Of 10,000 checkpoints that took a third of the time.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
@@ -40,8 +40,8 @@ from mlflow_ckpt.store._connection import translated
 Order = dict[str, object]
 
 _PAGE = 100
+_BY_AGE: Order = {"field_name": "creation_time"}
 _TOP = 5
-_ENTRIES = 50
 _REGISTERED_TAG = "mlflow.modelVersions"
 ANY_KIND: tuple[Kind, ...] = ("epoch", "batch", "manual")
 
@@ -148,14 +148,21 @@ def _all(
     client: MlflowClient, run: Run, series: Series, clauses: Sequence[str]
 ) -> list[Checkpoint]:
     order = [_by(series, STEP_METRIC, ascending=True)]
-    found: list[Checkpoint] = []
+    models = _every(client, run, _exact(series, clauses), order)
+    return [to_checkpoint(model, series) for model in models]
+
+
+def _every(
+    client: MlflowClient, run: Run, clauses: Sequence[str], order: list[Order]
+) -> Iterator[LoggedModel]:
+    """All models of a search, page by page."""
     token: str | None = None
     while True:
-        page = _page(client, run, _exact(series, clauses), order, _PAGE, token)
-        found.extend(to_checkpoint(model, series) for model in page)
+        page = _page(client, run, clauses, order, _PAGE, token)
+        yield from page
         token = page.token
         if not token:
-            return found
+            return
 
 
 def _page(
@@ -177,22 +184,18 @@ def _page(
         )
 
 
-def of_entries(client: MlflowClient, run: Run, entries: Sequence[str]) -> list[LoggedModel]:
-    """Every LoggedModel that was created for these entries of a spool, committed or not.
+def of_entry(client: MlflowClient, run: Run, entry: str) -> list[LoggedModel]:
+    """Every LoggedModel that was created for an entry of a spool, committed or not.
 
     A request whose answer was lost is made again, so an entry may have several.
     """
-    found: list[LoggedModel] = []
-    for start in range(0, len(entries), _ENTRIES):
-        names = ", ".join(repr(entry) for entry in entries[start : start + _ENTRIES])
-        clause, token = f"tags.`{ENTRY_TAG}` IN ({names})", None
-        while True:
-            page = _page(client, run, [clause], [{"field_name": "creation_time"}], _PAGE, token)
-            found.extend(page)
-            token = page.token
-            if not token:
-                break
-    return found
+    return list(_every(client, run, [tag(ENTRY_TAG, entry)], [_BY_AGE]))
+
+
+def unfinished(client: MlflowClient, run: Run, series: str) -> list[LoggedModel]:
+    """Every LoggedModel of a series that was created and not committed, by whomever."""
+    begun = f"tags.`{COMPLETE_TAG}` IN ('pending', 'failed')"
+    return list(_every(client, run, [begun, tag(SERIES_TAG, series)], [_BY_AGE]))
 
 
 def to_checkpoint(model: LoggedModel, series: Series) -> Checkpoint:

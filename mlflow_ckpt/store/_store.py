@@ -230,7 +230,7 @@ class Store:
 
     def of_entry(self, run: Run, entry: str) -> Checkpoint | None:
         """The committed checkpoint that came from this entry of a spool."""
-        for model in _query.of_entries(self._client, run, [entry]):
+        for model in _query.of_entry(self._client, run, entry):
             if model.tags.get(COMPLETE_TAG) == "true":
                 return _query.to_checkpoint(model, run.series[model.tags[SERIES_TAG]])
         return None
@@ -256,9 +256,11 @@ class Store:
         """Make a checkpoint of files that are all there: see `_commit`."""
         return _commit.commit(self._connection, run, request, progress, give_up=give_up)
 
-    def drop_doubles(self, run: Run, delivered: Mapping[str, str]) -> int:
-        """Delete what lost answers left beside committed checkpoints: see `_delete`."""
-        return _delete.drop_doubles(self._connection, run, delivered)
+    def drop_unfinished(
+        self, run: Run, series: str, delivered: Mapping[str, str], *, alone: bool
+    ) -> int:
+        """Delete what was left of checkpoints that are not committed: see `_delete`."""
+        return _delete.drop_unfinished(self._connection, run, series, delivered, alone=alone)
 
     def end_run(self, run: Run, status: Literal["KILLED", "FINISHED"]) -> None:
         """Mark the run as ended."""
