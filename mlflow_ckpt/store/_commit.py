@@ -134,7 +134,8 @@ def commit(
             return _committed(run, request, manifest, model)
         draft = open_draft(connection, run, request.position, request.directory, model)
         sizes = {entry.path: entry.size for entry in manifest.files}
-        draft.publish({**sizes, FILENAME: len(data)})
+        with connection.writing():
+            draft.publish({**sizes, FILENAME: len(data)})
         _log(connection, run, request, model)
         sealed = True
         _seal(connection, request, manifest, model)
@@ -178,7 +179,7 @@ def _model(connection: Connection, run: Run, request: Commit, progress: Progress
             return first
     progress.note({"begun": True})
     position = request.position
-    with translated("create a logged model"), connection.attempts():
+    with translated("create a logged model"), connection.writing():
         model = connection.client.create_logged_model(
             run.experiment_id,
             name=position.name,

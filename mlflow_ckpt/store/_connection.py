@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage
+from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_TIMEOUT
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import fluent
 from mlflow.tracking._tracking_service.client import TrackingServiceClient
@@ -31,7 +32,8 @@ from mlflow_ckpt.store._faults import is_away
 
 _KIND_TAG = "mlflow.experimentKind"
 _KIND = "custom_model_development"
-_SLOW_S, _LATE_S = 0.5, 2.0
+_LATE_S = 2.0
+_STORE_TIMEOUT_S = 60.0  # Other clients than MLflow's own wait for no answer longer than this.
 _UPGRADE = (
     "Checkpoints are MLflow 3 logged models. Use a tracking server of MLflow 3 or later "
     'with a database, or mlflow.set_tracking_uri("sqlite:///mlflow.db").'
@@ -54,21 +56,22 @@ class Connection:
     quiet_at: float = 0.0
 
     @contextmanager
-    def attempts(self) -> Iterator[None]:
-        """Make a request that MLflow may make several times.
+    def writing(self) -> Iterator[None]:
+        """Make requests that leave something behind.
 
-        After a timeout the server may carry the first one out when the last one is answered.
+        What timed out, whether it was made again or not, may be carried out later than what
+        is asked after it.
         """
         began = time.monotonic()
         try:
             yield
         finally:
             now = time.monotonic()
-            if now - began > _SLOW_S:
+            if now - began >= min(MLFLOW_HTTP_REQUEST_TIMEOUT.get(), _STORE_TIMEOUT_S):
                 self.quiet_at = now + _LATE_S
 
     def wait_until_quiet(self) -> None:
-        """Give requests that nobody waits for a moment to be carried out."""
+        """Give what timed out a moment to be carried out: call it before deleting."""
         time.sleep(max(0.0, self.quiet_at - time.monotonic()))
 
     def tag_model(self, model_id: str, tags: dict[str, str]) -> None:
@@ -134,14 +137,14 @@ def refuse_file_store(uri: str) -> None:
         )
 
 
-def connect(uri: str) -> MlflowClient:
-    """A client of a tracking URI.
+def connect(uri: str) -> Connection:
+    """Reach a tracking URI.
 
     Raises:
         StoreError: If it is a database that cannot be reached.
     """
     with translated("connect"):
-        return MlflowClient(tracking_uri=uri)
+        return Connection(uri, MlflowClient(tracking_uri=uri))
 
 
 def use_tracking_uri(uri: str | None) -> None:

@@ -49,6 +49,7 @@ def delete(connection: Connection, checkpoint: Checkpoint) -> str | None:
     Returns:
         Why its files had to stay, where the artifact store cannot delete; else `None`.
     """
+    connection.wait_until_quiet()
     with translated(f"delete {checkpoint.name}"):
         try:
             connection.tag_model(checkpoint.model_id, {COMPLETE_TAG: "deleting"})

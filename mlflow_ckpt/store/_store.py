@@ -48,11 +48,11 @@ class Store:
         self.uri: str = mlflow.get_tracking_uri()
         _connection.refuse_file_store(self.uri)
         self._connecting = threading.Lock()
-        self._made: MlflowClient | None = None
+        self._made: _connection.Connection | None = None
         self._cannot_delete = False
 
     @property
-    def _client(self) -> MlflowClient:
+    def _connection(self) -> _connection.Connection:
         """Made when it is first needed: that of a database connects at once."""
         with self._connecting:
             if self._made is None:
@@ -60,8 +60,8 @@ class Store:
             return self._made
 
     @property
-    def _connection(self) -> _connection.Connection:
-        return _connection.Connection(self.uri, self._client)
+    def _client(self) -> MlflowClient:
+        return self._connection.client
 
     @staticmethod
     def run_id(run_id: str | None) -> str:
