@@ -596,6 +596,20 @@ def test_the_local_copy_takes_no_room_beside_a_local_store() -> None:
     assert all((copy.files / name).samefile(stored / name) for name in files(stored))
 
 
+def test_files_that_a_dead_process_laid_are_laid_again_without_a_trace(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    paths = ("MLmodel", "data/model.keras")
+    for path in paths:
+        (source / path).parent.mkdir(parents=True, exist_ok=True)
+        (source / path).write_text(path)
+    for _ in range(2):
+        _draft._lay(source, target, paths)
+        assert files(target) == [*paths]
+    (target / ".MLmodel-part").hardlink_to(source / "MLmodel")
+    _draft._lay(source, target, paths)
+    assert files(target) == [*paths]
+
+
 def test_what_dead_processes_left_half_made_is_gone_after_the_next_fit() -> None:
     client = mlflow.MlflowClient()
 

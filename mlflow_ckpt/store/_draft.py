@@ -154,6 +154,8 @@ def _lay(source: Path, target: Path, paths: Iterable[str]) -> None:
         if not link_or_copy(source / path, partial):
             sync(partial)
         partial.replace(there)
+        # Two names of one file: POSIX leaves both where one is to replace the other.
+        partial.unlink(missing_ok=True)
     for folder in [*sorted(folders, reverse=True), target.parent]:
         sync(folder)
 
