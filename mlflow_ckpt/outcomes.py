@@ -41,6 +41,7 @@ class Outcomes:
         self._committed = committed
         self._lock = threading.Lock()
         self._on_way: dict[str, Job] = {}
+        self._arrived: set[str] = set()
 
     @property
     def expected(self) -> int:
@@ -54,6 +55,12 @@ class Outcomes:
         with self._lock:
             self._on_way[uid] = job
         return uid
+
+    def arrived(self, uid: str) -> None:
+        """A checkpoint is in the journal."""
+        with self._lock:
+            if uid in self._on_way:
+                self._arrived.add(uid)
 
     def forget(self, uid: str) -> None:
         """A checkpoint has not come into the journal."""
@@ -73,21 +80,24 @@ class Outcomes:
             self._fail(job, result)
 
     def emptied(self, left: Iterable[str]) -> None:
-        """What is neither in the journal nor told was delivered by another process.
+        """What has left the journal and was not told was delivered by another process.
 
         Args:
-            left: The entries that are there.
+            left: The entries that are there, read when it is iterated over.
         """
-        there = set(left)
         with self._lock:
-            gone = [uid for uid in self._on_way if uid not in there]
-        for uid in gone:
+            arrived = [uid for uid in self._on_way if uid in self._arrived]
+        there = set(left)
+        for uid in arrived:
+            if uid in there:
+                continue
             found = self._find(uid)
             if found is not None:
                 self.tell(uid, found)
 
     def _take(self, uid: str) -> Job | None:
         with self._lock:
+            self._arrived.discard(uid)
             return self._on_way.pop(uid, None)
 
     def _succeed(self, job: Job | None, checkpoint: Checkpoint) -> None:
@@ -118,6 +128,7 @@ class Outcomes:
         """Nothing more is delivered: whoever waits for something learns why."""
         with self._lock:
             jobs, self._on_way = list(self._on_way.values()), {}
+            self._arrived.clear()
         for job in jobs:
             job.fail(failure)
 

@@ -249,6 +249,7 @@ class Writer:
         except BaseException:
             self._outcomes.forget(uid)
             raise
+        self._outcomes.arrived(uid)
         self._activity = Activity()
         return uid
 
@@ -320,6 +321,6 @@ class Writer:
     # --- on the deliverer's thread --------------------------------------------
 
     def _emptied(self) -> None:
-        self._outcomes.emptied(entry.uid for entry in self.journal.waiting())
+        self._outcomes.emptied(entry.uid for entry in self.journal.each())
         if self._left and self._claim is not None and not self._worker.busy:
             self._claim.release()
