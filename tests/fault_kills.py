@@ -22,7 +22,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,6 +32,7 @@ os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", OPENBLAS_NUM_THREADS="1", OMP
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import children
 import keras
 import kill_points as points
 import mlflow
@@ -272,45 +272,20 @@ def compare(world: World, peace: Path) -> None:
 
 
 def fork(world: World, action: Callable[[], None]) -> int:
-    """Do something in a child; what it raises is written to `<folder>/error-<pid>`."""
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    try:
+    """Do something in a child."""
+
+    def act() -> None:
         log = os.open(world.folder / "output", os.O_APPEND | os.O_CREAT | os.O_WRONLY)
         os.dup2(log, 1)
         os.dup2(log, 2)
         mlflow.set_tracking_uri(world.uri)
         action()
-        code = 0
-    except BaseException:  # noqa: BLE001 (the parent raises it)
-        (world.folder / f"error-{os.getpid()}").write_text(traceback.format_exc())
-    finally:
-        os._exit(code)
+
+    return children.fork(world.folder, act)
 
 
 def ended(world: World, pid: int) -> bool:
-    """Wait for a child; whether it was killed.
-
-    Raises:
-        AssertionError: If it failed, or does not end.
-    """
-    until = time.monotonic() + HANG_S
-    while True:
-        found, status = os.waitpid(pid, os.WNOHANG)
-        if found:
-            break
-        if time.monotonic() > until:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            raise AssertionError(f"a child did not end in {HANG_S} s; see {world.folder}/output")
-        time.sleep(0.005)
-    if os.WIFSIGNALED(status):
-        assert os.WTERMSIG(status) == signal.SIGKILL, f"signal {os.WTERMSIG(status)}"
-        return True
-    assert not os.WEXITSTATUS(status), (world.folder / f"error-{pid}").read_text()
-    return False
+    return children.ended(world.folder, pid, HANG_S)
 
 
 def done(world: World, action: Callable[[], None]) -> None:

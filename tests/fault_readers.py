@@ -18,7 +18,6 @@ import shutil
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -29,6 +28,7 @@ from typing import Any
 os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import children
 import kill_roles as roles
 import mlflow
 from kill_checks import SERIES, World, whole
@@ -88,20 +88,17 @@ def begin(world: World) -> None:
 
 
 def fork(world: World, action: Callable[[], None]) -> int:
-    """Do something in a child; what it raises is written to `<folder>/error-<pid>`."""
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    try:
+    """Do something in a child; where it fails, the readers have read enough."""
+
+    def act() -> None:
         mlflow.set_tracking_uri(world.uri)
-        action()
-        code = 0
-    except BaseException:  # noqa: BLE001 (the parent raises it)
-        (world.folder / f"error-{os.getpid()}").write_text(traceback.format_exc())
-        (world.folder / "enough").touch()
-    finally:
-        os._exit(code)
+        try:
+            action()
+        except BaseException:
+            (world.folder / "enough").touch()
+            raise
+
+    return children.fork(world.folder, act)
 
 
 def wait(world: World, *pids: int) -> None:

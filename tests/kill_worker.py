@@ -22,7 +22,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -33,6 +32,7 @@ from typing import Any
 os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import children
 import kill_checks as checks
 import kill_points as points
 import mlflow
@@ -89,42 +89,17 @@ def prepare(world: World, task: Task) -> None:
 
 
 def fork(world: World, action: Callable[[], None], task: Task = LOOK) -> int:
-    """Do something in a child; what it raises is written to `<folder>/error-<pid>`."""
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    try:
+    """Do something in a child."""
+
+    def act() -> None:
         prepare(world, task)
         action()
-        code = 0
-    except BaseException:  # noqa: BLE001 (the parent raises it)
-        (world.folder / f"error-{os.getpid()}").write_text(traceback.format_exc())
-    finally:
-        os._exit(code)
+
+    return children.fork(world.folder, act)
 
 
 def ended(world: World, pid: int) -> bool:
-    """Wait for a child; whether it was killed.
-
-    Raises:
-        AssertionError: If it failed, or does not end.
-    """
-    until = time.monotonic() + HANG_S
-    while True:
-        found, status = os.waitpid(pid, os.WNOHANG)
-        if found:
-            break
-        if time.monotonic() > until:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            raise AssertionError(f"a child of {world.folder} did not end in {HANG_S} s")
-        time.sleep(0.002)
-    if os.WIFSIGNALED(status):
-        return os.WTERMSIG(status) == signal.SIGKILL
-    if os.WEXITSTATUS(status):
-        raise AssertionError((world.folder / f"error-{pid}").read_text())
-    return False
+    return children.ended(world.folder, pid, HANG_S)
 
 
 def done(world: World, action: Callable[[], None]) -> None:

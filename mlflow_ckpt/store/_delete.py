@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container
 
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -13,7 +13,7 @@ from mlflow_ckpt.store._connection import Connection, translated
 
 
 def drop_unfinished(
-    connection: Connection, run: Run, series: str, delivered: Mapping[str, str], *, alone: bool
+    connection: Connection, run: Run, series: str, done: Container[str], *, alone: bool
 ) -> int:
     """Delete what lost answers and dead processes left of checkpoints that are not committed.
 
@@ -22,8 +22,7 @@ def drop_unfinished(
     checkpoint is committed after all.
 
     Args:
-        delivered: The model ID of each entry that this process has delivered; empty if none
-            is to stay.
+        done: Entries that this process has delivered or given up.
         alone: Whether nobody else writes the series, so that what is pending is left over.
 
     Returns:
@@ -33,7 +32,7 @@ def drop_unfinished(
     gone = [
         model
         for model in _query.unfinished(connection.client, run, series)
-        if model.tags.get(ENTRY_TAG) in delivered or (alone and model.status.value != "FAILED")
+        if model.tags.get(ENTRY_TAG) in done or (alone and model.status.value != "FAILED")
     ]
     for model in gone:
         with translated("delete a logged model"):

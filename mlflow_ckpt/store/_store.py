@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -256,11 +256,9 @@ class Store:
         """Make a checkpoint of files that are all there: see `_commit`."""
         return _commit.commit(self._connection, run, request, progress, give_up=give_up)
 
-    def drop_unfinished(
-        self, run: Run, series: str, delivered: Mapping[str, str], *, alone: bool
-    ) -> int:
+    def drop_unfinished(self, run: Run, series: str, done: Container[str], *, alone: bool) -> int:
         """Delete what was left of checkpoints that are not committed: see `_delete`."""
-        return _delete.drop_unfinished(self._connection, run, series, delivered, alone=alone)
+        return _delete.drop_unfinished(self._connection, run, series, done, alone=alone)
 
     def end_run(self, run: Run, status: Literal["KILLED", "FINISHED"]) -> None:
         """Mark the run as ended."""
