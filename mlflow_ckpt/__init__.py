@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mlflow_ckpt.callback import MlflowCheckpoint
     from mlflow_ckpt.epoch_data import EpochData
     from mlflow_ckpt.errors import CheckpointError
+    from mlflow_ckpt.explaining import Explanation, explain
     from mlflow_ckpt.exporting import export
     from mlflow_ckpt.forking import fork
     from mlflow_ckpt.interrupt import Interrupt
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
     from mlflow_ckpt.loader import download, load_model, load_weights
     from mlflow_ckpt.pending import PendingSave
     from mlflow_ckpt.policy import Every, Keep
+    from mlflow_ckpt.pruning import Pruned, pin, prune, unpin
     from mlflow_ckpt.record import Checkpoint
     from mlflow_ckpt.resolver import resolve
     from mlflow_ckpt.resume_option import Resume
     from mlflow_ckpt.saving import save, save_async
     from mlflow_ckpt.spool import Spool
     from mlflow_ckpt.stats import Stats
+    from mlflow_ckpt.verifying import Verification, verify
     from mlflow_ckpt.warm_starting import warm_start
 
 __version__ = "0.1.0"
@@ -37,22 +40,30 @@ _HOMES = {
     "CheckpointError": "errors",
     "EpochData": "epoch_data",
     "Every": "policy",
+    "Explanation": "explaining",
     "Interrupt": "interrupt",
     "Keep": "policy",
     "MlflowCheckpoint": "callback",
     "PendingSave": "pending",
+    "Pruned": "pruning",
     "Resume": "resume_option",
     "Spool": "spool",
     "Stats": "stats",
+    "Verification": "verifying",
     "download": "loader",
+    "explain": "explaining",
     "export": "exporting",
     "fork": "forking",
     "list_checkpoints": "listing",
     "load_model": "loader",
     "load_weights": "loader",
+    "pin": "pruning",
+    "prune": "pruning",
     "resolve": "resolver",
     "save": "saving",
     "save_async": "saving",
+    "unpin": "pruning",
+    "verify": "verifying",
     "warm_start": "warm_starting",
 }
 
@@ -61,23 +72,31 @@ __all__ = [
     "CheckpointError",
     "EpochData",
     "Every",
+    "Explanation",
     "Interrupt",
     "Keep",
     "MlflowCheckpoint",
     "PendingSave",
+    "Pruned",
     "Resume",
     "Spool",
     "Stats",
+    "Verification",
     "__version__",
     "download",
+    "explain",
     "export",
     "fork",
     "list_checkpoints",
     "load_model",
     "load_weights",
+    "pin",
+    "prune",
     "resolve",
     "save",
     "save_async",
+    "unpin",
+    "verify",
     "warm_start",
 ]
 

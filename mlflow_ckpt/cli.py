@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mlflow_ckpt import __version__
+from mlflow_ckpt.cli_keep import gc, pin, prune
 from mlflow_ckpt.cli_options import (
     echo_json,
     json_option,
@@ -24,6 +25,7 @@ from mlflow_ckpt.cli_options import (
 )
 from mlflow_ckpt.cli_prove import prove
 from mlflow_ckpt.cli_sync import sync
+from mlflow_ckpt.cli_trust import resolve, verify
 
 if TYPE_CHECKING:
     from mlflow_ckpt.exporting import Format
@@ -47,8 +49,8 @@ def main() -> None:
     """
 
 
-main.add_command(prove)
-main.add_command(sync)
+for command in (gc, pin, prove, prune, resolve, sync, verify):
+    main.add_command(command)
 
 
 @main.command("list")

@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from mlflow_ckpt.errors import CheckpointError
+from mlflow_ckpt.say import say_on_stderr
 
 Command = Callable[..., None]
 
@@ -60,6 +61,7 @@ def guarded(function: Command) -> Command:
     @functools.wraps(function)
     def run(*, debug: bool, **arguments: Any) -> None:
         be_quiet()
+        say_on_stderr()
         try:
             function(**arguments)
         except (BrokenPipeError, click.ClickException):

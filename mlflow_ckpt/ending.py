@@ -11,9 +11,10 @@ import keras
 from mlflow_ckpt import parcel
 from mlflow_ckpt.fit_state import FitState
 from mlflow_ckpt.ground import Ground
-from mlflow_ckpt.record import Series
+from mlflow_ckpt.record import Checkpoint, Series
 from mlflow_ckpt.restore import restore_end
 from mlflow_ckpt.resume import Plan
+from mlflow_ckpt.resume_point import damage_of
 from mlflow_ckpt.saver import Counts, Saver
 from mlflow_ckpt.training import Training
 from mlflow_ckpt.writer import Writer
@@ -58,6 +59,8 @@ class Ending:
     def return_to(self, plan: Plan, counts: Counts) -> None:
         """Restore the end state of a fit that is complete, or make it up if a kill prevented it.
 
+        One whose files are damaged is made up too.
+
         Raises:
             ServerAway: If the end state lies on a server that does not answer.
         """
@@ -65,10 +68,17 @@ class Ending:
             return
         self._ground.require_server("The end state of a complete series")
         end = self._ground.store.final(self._ground.run, self._series)
-        if end is not None and end.step == plan.step:
-            restore_end(self._ground.store, self._model, end)
-        else:
+        if end is None or end.step != plan.step or not self._restored(end):
             self.record(counts)
+
+    def _restored(self, end: Checkpoint) -> bool:
+        damage = damage_of(self._ground, end)
+        if damage is not None:
+            self._ground.pass_over(end, self._series, damage)
+            return False
+        restore_end(self._ground, self._model, end)
+        self._ground.close_files()
+        return True
 
     def deliver(self, step: int, limit: float, stop: Callable[[], bool]) -> bool:
         """Wait for the server, and log what the checkpoints cost.

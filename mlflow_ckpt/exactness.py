@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mlflow_ckpt import keras_internals
 from mlflow_ckpt.exact_tag import Reason, exact_tag
-from mlflow_ckpt.record import RESUME_COUNT_TAG, RESUME_EXACT_TAG, RESUMED_FROM_TAG, Checkpoint
+from mlflow_ckpt.record import (
+    RESUME_COUNT_TAG,
+    RESUME_EXACT_TAG,
+    RESUME_SKIPPED_TAG,
+    RESUMED_FROM_TAG,
+    Checkpoint,
+    Skipped,
+)
 from mlflow_ckpt.restore import Restored
 
 
@@ -33,14 +40,20 @@ def reasons(
 
 
 def resumed_tags(
-    tags: Mapping[str, str], origin: Checkpoint, found: Iterable[Reason]
+    tags: Mapping[str, str],
+    origin: Checkpoint,
+    found: Iterable[Reason],
+    skipped: Sequence[Skipped],
 ) -> dict[str, str]:
     """What a resumed fit writes into its run.
 
     Args:
         tags: Those that the run has.
+        skipped: Newer checkpoints that were passed over.
     """
+    passed = {RESUME_SKIPPED_TAG: "; ".join(str(each) for each in skipped)} if skipped else {}
     return {
+        **passed,
         RESUMED_FROM_TAG: f"step={origin.step} model={origin.model_id or origin.name}",
         RESUME_COUNT_TAG: str(int(tags.get(RESUME_COUNT_TAG, "0")) + 1),
         RESUME_EXACT_TAG: exact_tag(found, tags.get(RESUME_EXACT_TAG)),

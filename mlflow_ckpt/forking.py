@@ -13,6 +13,7 @@ train a completed phase once more.
 
 from __future__ import annotations
 
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +21,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mlflow_ckpt.errors import CheckpointError, ResumeError
+from mlflow_ckpt.errors import CheckpointError, ResumeError, StoreError
+from mlflow_ckpt.fetched import bring, first_whole
 from mlflow_ckpt.next_steps import next_commands
 from mlflow_ckpt.record import (
     FORKED_FROM_TAG,
@@ -31,7 +33,8 @@ from mlflow_ckpt.record import (
     Run,
     Series,
 )
-from mlflow_ckpt.resolver import choose_series, find
+from mlflow_ckpt.resolver import choose_series
+from mlflow_ckpt.say import say
 from mlflow_ckpt.selector import Selector
 from mlflow_ckpt.store import Commit, Logged, Store
 
@@ -76,13 +79,21 @@ def fork(
     store, selector = Store(), Selector.parse(which)
     parent = store.run(run_id)
     series = choose_series(parent, selector)
-    source = find(store, parent, selector, series)
-    _check_resumable(source, selector)
-    overrides = {key: str(value) for key, value in (params or {}).items()}
-    tags = _tags(parent, source, overrides)
-    plan = _Plan(parent, series, source, store.logged(source), {**parent.params, **overrides})
-    run = store.new_run(parent, name or f"{parent.name}-fork-{source.step}", tags)
-    _make(store, run, plan)
+    with TemporaryDirectory(prefix="mlflow-ckpt-") as folder:
+
+        def take(checkpoint: Checkpoint) -> Path:
+            _check_resumable(checkpoint, selector)
+            directory = Path(tempfile.mkdtemp(dir=folder))
+            bring(store, checkpoint, directory)
+            return directory
+
+        source, files = first_whole(store, parent, selector, take)
+        overrides = {key: str(value) for key, value in (params or {}).items()}
+        tags = _tags(parent, source, overrides)
+        wanted = {**parent.params, **overrides}
+        plan = _Plan(parent, series, source, files, store.logged(source), wanted)
+        run = store.new_run(parent, name or f"{parent.name}-fork-{source.step}", tags)
+        _make(store, run, plan)
     return run.run_id
 
 
@@ -100,6 +111,7 @@ class _Plan:
     parent: Run
     series: Series
     source: Checkpoint
+    files: Path
     logged: Logged
     params: Mapping[str, str]
 
@@ -118,22 +130,37 @@ def _make(store: Store, run: Run, plan: _Plan) -> None:
     """Fill the new run, or leave it FAILED."""
     made: list[Checkpoint] = []
     try:
+        _hold(store, plan.source, run)
         store.log_params(run, plan.params)
         store.log_input(run, plan.source)
         store.log_rows(run, _curves(store, plan))
         for series, companion in _companions(store, plan):
             store.set_series(run, series)
-            made.append(_copy(store, companion, store.logged(companion), run))
+            with TemporaryDirectory(prefix="mlflow-ckpt-") as folder:
+                bring(store, companion, Path(folder))
+                logged = store.logged(companion)
+                made.append(_copy(store, companion, Path(folder), logged, run))
         store.set_series(run, plan.series)
         store.set_status(run, "SCHEDULED")
-        made.append(_copy(store, plan.source, plan.logged, run))
+        made.append(_copy(store, plan.source, plan.files, plan.logged, run))
     except BaseException as error:
         try:
             store.delete(made)
             store.set_status(run, "FAILED")
+            store.upkeep.release_fork(plan.source.model_id, run.run_id)
         except CheckpointError as failure:
             error.add_note(f"The new run {run.run_id} could not be marked FAILED: {failure}")
         raise
+
+
+def _hold(store: Store, source: Checkpoint, run: Run) -> None:
+    """Let no keep policy delete the checkpoint at which the fork begins."""
+    try:
+        store.upkeep.hold_for_fork(source, run.run_id)
+    except ConnectionError:
+        raise
+    except StoreError as error:
+        say(f"{source.name} may be pruned although run {run.run_id} begins at it: {error}")
 
 
 # --- what is copied -----------------------------------------------------------
@@ -223,26 +250,20 @@ class _Once:
         self.progress = dict(progress)
 
 
-def _copy(store: Store, source: Checkpoint, logged: Logged, run: Run) -> Checkpoint:
+def _copy(store: Store, source: Checkpoint, files: Path, logged: Logged, run: Run) -> Checkpoint:
     """Commit a checkpoint in another run, its files byte for byte.
 
-    It is the copy that is held against the manifest, so a byte that was changed before or on
-    the way is found.
+    Args:
+        files: Where a copy of them lies, which was held against the manifest.
     """
-    with TemporaryDirectory(prefix="mlflow-ckpt-") as folder:
-        directory = Path(folder)
-        read = store.manifest(source, directory)
-        paths = [entry.path for entry in read.files]
-        for file in store.fetch(source, read, paths, directory).values():
-            file.close()
-        request = Commit(
-            entry=uuid.uuid4().hex,
-            position=source.position,
-            directory=directory,
-            digest=source.digest,
-            metrics=logged.rows,
-            values=dict(source.metrics),
-            weights_only=source.weights_only,
-            capture=logged.capture,
-        )
-        return store.commit(run, request, _Once(), give_up=True)
+    request = Commit(
+        entry=uuid.uuid4().hex,
+        position=source.position,
+        directory=files,
+        digest=source.digest,
+        metrics=logged.rows,
+        values=dict(source.metrics),
+        weights_only=source.weights_only,
+        capture=logged.capture,
+    )
+    return store.commit(run, request, _Once(), give_up=True)

@@ -19,11 +19,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mlflow_ckpt import parcel
+from mlflow_ckpt import formats, parcel, training_state
 from mlflow_ckpt.entry import Entry
-from mlflow_ckpt.errors import ServerAway
+from mlflow_ckpt.errors import IntegrityError, ServerAway
+from mlflow_ckpt.fetched import Fetched, brief, pass_over
 from mlflow_ckpt.journal import Journal
-from mlflow_ckpt.record import Checkpoint, Run, Series
+from mlflow_ckpt.record import Checkpoint, Run, Series, Skipped
 from mlflow_ckpt.say import say
 from mlflow_ckpt.spool import Spool, journals, keep_newest_copies
 from mlflow_ckpt.store import Store
@@ -33,6 +34,7 @@ Value = TypeVar("Value")
 
 PATIENCE_S = 10.0
 _RESUME_KINDS = ("epoch", "batch")
+_FILES = (training_state.PATH, formats.MODEL, formats.WEIGHTS)
 
 
 @dataclass
@@ -44,38 +46,103 @@ class Ground:
         run: The run, with what waits in the journal said.
         journal: What waits.
         away: Why the server is not asked; `None` if it answers.
+        skipped: Damaged checkpoints that were passed over, newest first.
     """
 
     store: Store
     run: Run
     journal: Journal
     away: ServerAway | None = None
+    skipped: list[Skipped] = field(default_factory=list)
     _pinned: list[Path] = field(default_factory=list)
+    _opened: Fetched | None = None
+    _bad: set[str] = field(default_factory=set)
+
+    def open(self, checkpoint: Checkpoint) -> Fetched:
+        """What a resume needs of a checkpoint, verified. It stays open until `close_files`.
+
+        Raises:
+            IntegrityError: If a file is not the committed one.
+        """
+        if self._opened is None or self._opened.checkpoint != checkpoint:
+            self.close_files()
+            self._opened = Fetched(self.store, checkpoint, _FILES, in_place=True)
+        return self._opened
+
+    def close_files(self) -> None:
+        """Let go of what was opened, and of its copy on the disk. Safe to call twice."""
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+
+    def pass_over(self, checkpoint: Checkpoint, series: Series, damage: IntegrityError) -> None:
+        """Skip a damaged checkpoint: no later look at this ground finds it.
+
+        One that lies on this machine goes from here. The server's is read next, if it has it.
+        What was deleted meanwhile is no damage.
+        """
+        if checkpoint.local is not None:
+            passed = Skipped(
+                name=checkpoint.name,
+                model_id=checkpoint.model_id,
+                reason=f"on this machine, {brief(damage)}",
+            )
+            self._drop(checkpoint.entry)
+        else:
+            self._bad.add(checkpoint.model_id)
+            if self.store.reread(checkpoint, series) is None:
+                return
+            passed = pass_over(self.store, checkpoint, damage)
+        self.skipped.append(passed)
+        say(f"run {self.run.run_id}, series {checkpoint.series!r}: skipped {passed}.")
 
     def resume_point(self, series: Series) -> Checkpoint | None:
-        """The newest checkpoint that a `fit` wrote, here or on the server."""
-        there = None if self.away else self.store.resume_point(self.run, series)
+        """The newest checkpoint that a `fit` wrote, here or on the server; see `pass_over`."""
+        there = None if self.away else self._there(series)
         while (found := _newest(self.journal, self.run.run_id)) is not None:
             entry, here = found
             if there is not None and there.step > here.step:
                 break
-            if (
-                here.model_id
-                and not self.away
-                and (there is None or there.model_id != here.model_id)
-            ):
-                # Somebody has deleted it on the server since.
+            if self._is_stale(here, there):
                 self.journal.drop_copy()
                 continue
             try:
                 room = self.journal.pin(entry)
             except FileNotFoundError:
-                there = None if self.away else self.store.resume_point(self.run, series)
+                there = None if self.away else self._there(series)
                 continue  # Somebody has delivered it.
             self._pinned.append(room)
             self.journal.touch_copy()
             return replace(here, local=self.journal.files_of(room))
         return there
+
+    def _is_stale(self, here: Checkpoint, there: Checkpoint | None) -> bool:
+        """Whether somebody has deleted a delivered checkpoint on the server since.
+
+        One whose files went bad there is the better one here.
+        """
+        if not here.model_id or self.away or (there and there.model_id == here.model_id):
+            return False
+        return self.store.upkeep.state_of(here.model_id) != "corrupt"
+
+    def _drop(self, uid: str) -> None:
+        """Remove the files of a checkpoint here; the metrics of one that waits still wait."""
+        copy = self.journal.copy()
+        if copy is not None and copy.uid == uid:
+            self.journal.drop_copy()
+        for entry in self.journal.checkpoints():
+            if entry.uid == uid:
+                self.journal.drop(entry)
+
+    def _there(self, series: Series) -> Checkpoint | None:
+        """The newest resume point on the server that was not found to be damaged."""
+        found = self.store.resume_point(self.run, series)
+        if found is None or found.model_id not in self._bad:
+            return found
+        # It could not be marked there: this user may only read.
+        left = (c for c in self.store.checkpoints(self.run, series) if c.kind in _RESUME_KINDS)
+        whole = [c for c in left if c.model_id not in self._bad]
+        return max(whole, key=lambda c: (c.step, c.created_at), default=None)
 
     @property
     def holds_one(self) -> bool:
@@ -104,6 +171,7 @@ class Ground:
 
     def release(self) -> None:
         """Let go of the files that were read. Safe to call twice."""
+        self.close_files()
         while self._pinned:
             self.journal.give_up(self._pinned.pop())
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from mlflow_ckpt import policy
-from mlflow_ckpt.errors import SeriesNotFound
 from mlflow_ckpt.record import Checkpoint, Series
+from mlflow_ckpt.resolver import some_series
 from mlflow_ckpt.store import Store
 
 COLUMNS: Mapping[str, str] = {
@@ -46,14 +46,9 @@ def list_checkpoints(run_id: str, series: str | None = None) -> pd.DataFrame:
     """
     store = Store()
     run = store.run(run_id)
-    known = run.series
-    if series is not None and series not in known:
-        raise SeriesNotFound(
-            f"Run {run_id} has no series {series!r}. It has: {', '.join(sorted(known)) or 'none'}."
-        )
     rows: list[dict[str, object]] = []
-    for name in [series] if series else sorted(known):
-        rows.extend(_rows(store.checkpoints(run, known[name]), known[name]))
+    for facts in some_series(run, series):
+        rows.extend(_rows(store.checkpoints(run, facts), facts))
     return _frame(rows)
 
 

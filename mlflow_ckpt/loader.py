@@ -3,7 +3,8 @@
     selector -> resolve -> Checkpoint -> fetch -> verified open files -> rehydrate -> model
 
 Nothing is parsed before its digest is right, and nothing is assigned before the
-checkpoint was held against the model.
+checkpoint was held against the model. `latest` goes back past a damaged checkpoint
+(`fetched.py`); every other selector raises.
 """
 
 from __future__ import annotations
@@ -11,73 +12,18 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, BinaryIO
+from typing import Any
 
 import keras
 
 from mlflow_ckpt import fingerprint, formats, rehydrate
 from mlflow_ckpt.errors import ConfigError
-from mlflow_ckpt.parcel import manifest_of
+from mlflow_ckpt.fetched import bring, fetched, first_whole
 from mlflow_ckpt.record import Checkpoint
-from mlflow_ckpt.resolver import resolve
 from mlflow_ckpt.selector import Selector
 from mlflow_ckpt.store import Store
-
-
-class Fetched:
-    """Verified files of one checkpoint; a context manager.
-
-    Args:
-        wanted: Paths in the checkpoint; those that it does not have are left out.
-        in_place: Whether to read a local artifact store's own files, without a copy. Use
-            `files` then: what lies below `path` is not all there.
-
-    Attributes:
-        files: Each file, open for reading, by its path in the checkpoint.
-        path: A private folder with the copies; where the checkpoint lies on this machine,
-            that.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        checkpoint: Checkpoint,
-        wanted: Sequence[str],
-        *,
-        in_place: bool = False,
-    ) -> None:
-        self.source = f"checkpoint {checkpoint.name} of run {checkpoint.run_id}"
-        with ExitStack() as undo:
-            self.files: Mapping[str, BinaryIO]
-            if checkpoint.local is not None:
-                self.path = checkpoint.local
-                self.manifest = manifest_of(checkpoint.local, checkpoint.digest)
-                entries = [e for path in wanted if (e := self.manifest.entry(path))]
-                self.files = {
-                    entry.path: undo.enter_context(entry.open(checkpoint.local))
-                    for entry in entries
-                }
-                self._close = undo.pop_all()
-                return
-            self.path = Path(undo.enter_context(TemporaryDirectory(prefix="mlflow-ckpt-")))
-            self.manifest = store.manifest(checkpoint, self.path)
-            self.files = store.fetch(
-                checkpoint, self.manifest, wanted, self.path, in_place=in_place
-            )
-            for file in self.files.values():
-                undo.callback(file.close)
-            self._close = undo.pop_all()
-
-    def __enter__(self) -> Fetched:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._close.close()
-
 
 _MODEL_FILES = (formats.MODEL, formats.WEIGHTS, formats.CONFIG)
 
@@ -103,15 +49,14 @@ def load_model(
         ArchitectureMissing: If the checkpoint holds weights only, and no config.
         ModelNotLoadable: If Keras cannot or, in safe mode, will not rebuild it.
     """
-    store, checkpoint = Store(), resolve(run_id, which)
-    with Fetched(store, checkpoint, _MODEL_FILES, in_place=True) as fetched:
+    with fetched(run_id, which, _MODEL_FILES, in_place=True) as found:
         return rehydrate.read_model(
-            fetched.files,
+            found.files,
             custom_objects=custom_objects,
             compile=compile,
             safe_mode=safe_mode,
-            source=fetched.source,
-            recorded=fetched.manifest.model,
+            source=found.source,
+            recorded=found.manifest.model,
         )
 
 
@@ -128,11 +73,10 @@ def load_weights(model: keras.Model, run_id: str, which: str | Selector = "lates
         ModelMismatch: If a variable has another shape; the first one is named.
         DigestMismatch: If a file is not the committed one.
     """
-    store, checkpoint = Store(), resolve(run_id, which)
-    with Fetched(store, checkpoint, _MODEL_FILES, in_place=True) as fetched:
-        fingerprint.check_architecture(model, fetched.manifest.model, source=fetched.source)
-        rehydrate.load_weights(model, fetched.files, source=fetched.source)
-    return checkpoint
+    with fetched(run_id, which, _MODEL_FILES, in_place=True) as found:
+        fingerprint.check_architecture(model, found.manifest.model, source=found.source)
+        rehydrate.load_weights(model, found.files, source=found.source)
+        return found.checkpoint
 
 
 def download(run_id: str, which: str | Selector, dst: str | os.PathLike[str]) -> Path:
@@ -145,20 +89,21 @@ def download(run_id: str, which: str | Selector, dst: str | os.PathLike[str]) ->
         ConfigError: If the folder already exists.
         DigestMismatch: If a file is not the committed one; nothing appears at `dst`.
     """
-    store, checkpoint = Store(), resolve(run_id, which)
-    target = Path(dst) / checkpoint.name
-    if target.exists():
-        raise ConfigError(f"{target} already exists. Remove it, or choose another dst.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{checkpoint.name}-"))
-    try:
-        manifest = store.manifest(checkpoint, partial)
-        paths = [entry.path for entry in manifest.files]
-        for file in store.fetch(checkpoint, manifest, paths, partial).values():
-            file.close()
-        partial.chmod(0o755)
-        partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial)
-        raise
-    return target
+    store = Store()
+
+    def take(checkpoint: Checkpoint) -> Path:
+        target = Path(dst) / checkpoint.name
+        if target.exists():
+            raise ConfigError(f"{target} already exists. Remove it, or choose another dst.")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{checkpoint.name}-"))
+        try:
+            bring(store, checkpoint, partial)
+            partial.chmod(0o755)
+            partial.rename(target)
+        except BaseException:
+            shutil.rmtree(partial)
+            raise
+        return target
+
+    return first_whole(store, store.run(run_id), Selector.parse(which), take)[1]

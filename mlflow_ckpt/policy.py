@@ -148,17 +148,30 @@ class Candidate:
 
 def kept(history: Iterable[Candidate], keep: Keep | None, mode: Mode | None) -> set[str]:
     """Return the keys that `keep` keeps; `keep=None` keeps all."""
+    return set(reasons(history, keep, mode))
+
+
+def reasons(
+    history: Iterable[Candidate], keep: Keep | None, mode: Mode | None
+) -> dict[str, tuple[str, ...]]:
+    """Why `keep` keeps what it keeps, by key: the rules `last`, `best`, `every`, `protected`."""
     ordered = sorted(history, key=lambda c: (c.step, c.created))
     if keep is None:
-        return {c.key for c in ordered}
-    keys = {c.key for c in ordered if c.protected}
+        return {c.key: ("all",) for c in ordered}
+    rules: dict[str, list[Candidate]] = {"protected": [c for c in ordered if c.protected]}
     free = [c for c in ordered if not c.protected]
-    keys |= {c.key for c in free[-(keep.last or 1) :]}
+    rules["last"] = free[-(keep.last or 1) :]
     if keep.best and mode:
-        keys |= {c.key for c in ranked(ordered, mode)[: keep.best]}
+        rules["best"] = ranked(ordered, mode)[: keep.best]
     if keep.every:
-        keys |= {c.key for c in ordered if c.epoch_ended and c.epoch and c.epoch % keep.every == 0}
-    return keys
+        rules["every"] = [
+            c for c in ordered if c.epoch_ended and c.epoch and c.epoch % keep.every == 0
+        ]
+    found: dict[str, tuple[str, ...]] = {}
+    for rule, candidates in rules.items():
+        for candidate in candidates:
+            found[candidate.key] = (*found.get(candidate.key, ()), rule)
+    return found
 
 
 def ranked(history: Sequence[Candidate], mode: Mode) -> list[Candidate]:

@@ -24,7 +24,9 @@ SERIES_TAG = "ckpt.series"
 KIND_TAG = "ckpt.kind"
 COMPLETE_TAG = "ckpt.complete"
 DIGEST_TAG = "ckpt.manifest_digest"
+REASON_TAG = "ckpt.corrupt_reason"
 PINNED_TAG = "ckpt.pinned"
+FORK_TAG_PREFIX = "ckpt.fork."
 FINAL_TAG = "ckpt.final"
 CAPTURE_TAG = "ckpt.capture"
 ENTRY_TAG = "ckpt.entry"
@@ -37,6 +39,7 @@ WARM_STARTED_TAG = "ckpt.warm_started_from"
 RESUMED_FROM_TAG = "ckpt.resumed_from"
 RESUME_COUNT_TAG = "ckpt.resume_count"
 RESUME_EXACT_TAG = "ckpt.resume_exact"
+RESUME_SKIPPED_TAG = "ckpt.resume_skipped"
 
 Kind = Literal["epoch", "batch", "final", "manual"]
 
@@ -93,6 +96,18 @@ class Position:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A checkpoint that was passed over, and why."""
+
+    name: str
+    model_id: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.reason})"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """One committed checkpoint.
 
@@ -108,10 +123,11 @@ class Checkpoint:
         artifact_uri: Where its files lie.
         created_at: Milliseconds since the Unix epoch.
         weights_only: Whether it holds `.weights.h5` instead of a whole model.
-        pinned: Whether retention must leave it alone: pinned or registered.
+        held: Why nothing may delete it: `pinned`, `registered`, `forked`.
         final: Whether it holds what the model held when its `fit` returned.
         entry: Names it before it has a model ID: its entry in the spool that it came from.
         local: Folder with its files on this machine, if they are here.
+        skipped: Newer ones that were passed over on the way to it, because they are damaged.
     """
 
     run_id: str
@@ -123,10 +139,11 @@ class Checkpoint:
     artifact_uri: str
     created_at: int
     weights_only: bool = False
-    pinned: bool = False
+    held: tuple[str, ...] = ()
     final: bool = False
     entry: str = ""
     local: Path | None = field(default=None, compare=False)
+    skipped: tuple[Skipped, ...] = field(default=(), compare=False)
 
     @property
     def series(self) -> str:
@@ -151,6 +168,11 @@ class Checkpoint:
     @property
     def uri(self) -> str:
         return f"models:/{self.model_id}"
+
+    @property
+    def pinned(self) -> bool:
+        """Whether retention must leave it alone."""
+        return bool(self.held)
 
 
 @dataclass(frozen=True, kw_only=True)

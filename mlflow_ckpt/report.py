@@ -20,10 +20,12 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from mlflow_ckpt.errors import CheckpointNotFound
+from mlflow_ckpt.fetched import first_whole
 from mlflow_ckpt.listing import list_checkpoints
+from mlflow_ckpt.manifest import Manifest
 from mlflow_ckpt.next_steps import load_commands, next_commands
-from mlflow_ckpt.record import Run, Series
-from mlflow_ckpt.resolver import resolve
+from mlflow_ckpt.record import Checkpoint, Run, Series
+from mlflow_ckpt.selector import Selector
 from mlflow_ckpt.store import Store
 from mlflow_ckpt.table import GAP, Column, fit, human_bytes, numbers, print_columns
 
@@ -56,9 +58,14 @@ def describe(run_id: str, which: str) -> dict[str, Any]:
         RunNotFound, RunDeleted, SelectorError, NotFound: As `resolve`.
         DigestMismatch: If the manifest is not the committed one.
     """
-    checkpoint = resolve(run_id, which)
-    with tempfile.TemporaryDirectory(prefix="mlflow-ckpt-") as folder:
-        manifest = Store().manifest(checkpoint, Path(folder))
+    store = Store()
+
+    def take(checkpoint: Checkpoint) -> Manifest:
+        with tempfile.TemporaryDirectory(prefix="mlflow-ckpt-") as folder:
+            return store.manifest(checkpoint, Path(folder))
+
+    run = store.run(run_id)
+    checkpoint, manifest = first_whole(store, run, Selector.parse(which), take)
     for record in records(run_id, checkpoint.series):
         if record["model_id"] == checkpoint.model_id:
             where = {"run_id": run_id, "artifact_uri": checkpoint.artifact_uri}

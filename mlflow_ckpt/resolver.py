@@ -71,10 +71,27 @@ def choose_series(run: Run, selector: Selector) -> Series:
     return next(iter(known.values()))
 
 
+def some_series(run: Run, name: str | None) -> list[Series]:
+    """The series of this name, else all of the run, sorted by name.
+
+    Raises:
+        SeriesNotFound: If it has none of that name.
+    """
+    known = run.series
+    if name is None:
+        return [known[each] for each in sorted(known)]
+    if name not in known:
+        raise SeriesNotFound(
+            f"Run {run.run_id} has no series {name!r}. It has: "
+            f"{', '.join(sorted(known)) or 'none'}."
+        )
+    return [known[name]]
+
+
 def find(store: Store, run: Run, selector: Selector, series: Series) -> Checkpoint:
     """Answer a selector within one series; see `resolve` for what is raised."""
     if selector.kind == "best":
-        metric, mode = _ranking(selector, series)
+        metric, mode = ranking(selector, series)
         found = store.best(run, series, metric, mode) if mode else None
         return found or _no_best(store, run, series, metric, mode)
     if selector.number is not None:
@@ -85,7 +102,7 @@ def find(store: Store, run: Run, selector: Selector, series: Series) -> Checkpoi
     return found or _nothing(store, run, series, selector)
 
 
-def _ranking(selector: Selector, series: Series) -> tuple[str, Mode | None]:
+def ranking(selector: Selector, series: Series) -> tuple[str, Mode | None]:
     metric = selector.metric or series.monitor
     if metric is None:
         raise SelectorError(

@@ -7,15 +7,13 @@ from dataclasses import dataclass, field
 
 import keras
 
-from mlflow_ckpt import fingerprint, formats, guard, keras_internals, rehydrate
+from mlflow_ckpt import fingerprint, guard, keras_internals, rehydrate
 from mlflow_ckpt.errors import ModelMismatch
+from mlflow_ckpt.fetched import Fetched
 from mlflow_ckpt.fit_state import FitState
-from mlflow_ckpt.loader import Fetched
+from mlflow_ckpt.ground import Ground
 from mlflow_ckpt.record import Checkpoint
 from mlflow_ckpt.resume import Plan
-from mlflow_ckpt.store import Store
-
-_FILES = (formats.MODEL, formats.WEIGHTS)
 
 
 @dataclass
@@ -40,7 +38,7 @@ class Restored:
 
 
 def restore(
-    store: Store,
+    ground: Ground,
     model: keras.Model,
     fit_state: FitState,
     begun: Plan,
@@ -57,15 +55,15 @@ def restore(
     """
     assert begun.restore is not None
     state = begun.state
-    with Fetched(store, begun.restore, _FILES, in_place=True) as fetched:
-        if not keras_internals.has_variables(model) and state.get("build_config"):
-            model.build_from_config(state["build_config"])
-        found = [] if begun.restart else fit_state.differences(state)
-        result = Restored(
-            differences=[str(difference) for difference in found],
-            other_versions=_other_versions(fetched.manifest.versions, store.versions()),
-        )
-        _load(model, fetched, allow, found, result)
+    fetched = ground.open(begun.restore)
+    if not keras_internals.has_variables(model) and state.get("build_config"):
+        model.build_from_config(state["build_config"])
+    found = [] if begun.restart else fit_state.differences(state)
+    result = Restored(
+        differences=[str(difference) for difference in found],
+        other_versions=_other_versions(fetched.manifest.versions, ground.store.versions()),
+    )
+    _load(model, fetched, allow, found, result)
     same_input = not begun.restart and fit_state.same_input(state, found)
     if same_input:
         result.inside = int(state["batch"])
@@ -80,11 +78,11 @@ def restore(
     return result
 
 
-def load_model_again(store: Store, model: keras.Model, begun: Plan) -> None:
+def load_model_again(ground: Ground, model: keras.Model, begun: Plan) -> None:
     """Load the planned checkpoint's variables once more, after something has touched them."""
     assert begun.restore is not None
-    with Fetched(store, begun.restore, _FILES, in_place=True) as fetched:
-        rehydrate.load_training_state(model, fetched.files, source=fetched.source)
+    fetched = ground.open(begun.restore)
+    rehydrate.load_training_state(model, fetched.files, source=fetched.source)
 
 
 def _load(
@@ -134,14 +132,14 @@ def _other_versions(written: Mapping[str, str], present: Mapping[str, str]) -> l
     ]
 
 
-def restore_end(store: Store, model: keras.Model, end: Checkpoint) -> None:
+def restore_end(ground: Ground, model: keras.Model, end: Checkpoint) -> None:
     """Put the state in which a completed fit left its model back into it.
 
     Raises:
         DigestMismatch, ModelMismatch: As `restore`.
     """
-    with Fetched(store, end, _FILES, in_place=True) as fetched:
-        fingerprint.check_architecture(
-            model, fetched.manifest.model, source=fetched.source, strict_dtype=True
-        )
-        rehydrate.load_training_state(model, fetched.files, source=fetched.source)
+    fetched = ground.open(end)
+    fingerprint.check_architecture(
+        model, fetched.manifest.model, source=fetched.source, strict_dtype=True
+    )
+    rehydrate.load_training_state(model, fetched.files, source=fetched.source)

@@ -17,11 +17,9 @@ import keras
 from mlflow_ckpt import training_state
 from mlflow_ckpt.errors import ResumeError, SeriesInUse
 from mlflow_ckpt.ground import Ground
-from mlflow_ckpt.loader import Fetched
 from mlflow_ckpt.record import Checkpoint, Run, Series
-from mlflow_ckpt.resolver import find
 from mlflow_ckpt.resume_option import Resume
-from mlflow_ckpt.selector import Selector
+from mlflow_ckpt.resume_point import choose, is_explicit
 from mlflow_ckpt.store import Store
 
 
@@ -175,12 +173,13 @@ def plan(
         ResumeError: If the user's `initial_epoch` contradicts the run, or `resume=False`
             would write a second epoch 1 into it.
         NoCheckpoints, CheckpointNotFound: If an explicit selector finds nothing.
+        IntegrityError: If what an explicit selector finds is damaged, or every checkpoint.
     """
     asked = int(arguments.get("initial_epoch", 0))
     if earlier is not None and earlier.status == "completed" and not earlier.behind:
         return _next_fit(fit, earlier, asked)
     run = ground.run
-    newest = _choose(ground, series, resume) if known or _explicit(resume) else None
+    newest = choose(ground, series, resume) if known or is_explicit(resume) else None
     if newest is None:
         return Plan(fit=fit, offset=0, epoch=asked, step=0, initial_epoch=asked)
     if resume is None:
@@ -189,30 +188,11 @@ def plan(
             f"{newest.epoch}, and resume=False would write its first epochs again. Start a new "
             f"run, or pass name='{series.name}2'."
         )
-    with Fetched(ground.store, newest, (training_state.PATH,)) as fetched:
-        state = training_state.read(fetched.path / training_state.PATH)
+    state = training_state.read(ground.open(newest).files[training_state.PATH])
     if int(state["fit"]) < fit:
         broken_off = earlier is not None and earlier.status == "running"
         return _after_the_fit_before(newest, state, fit, asked, broken_off)
     return _inside(newest, state, fit, asked, int(arguments.get("epochs") or 0))
-
-
-def _explicit(resume: Resume | None) -> bool:
-    return resume is not None and resume.which != "auto"
-
-
-def _choose(ground: Ground, series: Series, resume: Resume | None) -> Checkpoint | None:
-    if resume is None or resume.which == "auto":
-        return ground.resume_point(series)
-    ground.deliver(f"resume={resume.which!r}")
-    chosen = find(ground.store, ground.run, Selector.parse(resume.which), series)
-    if chosen.kind not in ("epoch", "batch"):
-        raise ResumeError(
-            "A fit can only continue from a checkpoint that a fit wrote. "
-            f"Received: {resume.which!r}, which is {chosen.name} (saved by hand, or an end "
-            "state). Take its weights with load_weights(model, run_id, which) and start a new run."
-        )
-    return chosen
 
 
 def _next_fit(fit: int, earlier: Progress, asked: int) -> Plan:

@@ -2,24 +2,35 @@
 
 What the series holds is read once, at the first checkpoint, and counted from there. The
 server is asked again only of a checkpoint that is about to go: somebody may have pinned
-or registered it since.
+or registered it, or begun a fork at it, since.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
 from mlflow_ckpt import policy
+from mlflow_ckpt.errors import StoreError
 from mlflow_ckpt.policy import Candidate, Keep
 from mlflow_ckpt.record import Checkpoint, Run, Series
+from mlflow_ckpt.say import say
 from mlflow_ckpt.store import Store
 
 
 class Retention:
-    """The keep policy of a series, at work. It belongs to the thread that delivers."""
+    """The keep policy of a series, at work. It belongs to the thread that delivers.
 
-    def __init__(self, store: Store, run: Run) -> None:
+    Args:
+        look_only: Whether to finish no deletion that somebody else has begun.
+    """
+
+    def __init__(self, store: Store, run: Run, *, look_only: bool = False) -> None:
         self._store = store
         self._run = run
+        self._look_only = look_only
         self._known: dict[str, Checkpoint] | None = None
+        self._told = False
 
     def apply(self, newest: Checkpoint, series: Series, keep: Keep | None) -> list[Checkpoint]:
         """Delete what `keep` lets go now that `newest` is committed.
@@ -34,33 +45,87 @@ class Retention:
         """
         if keep is None or newest.kind == "final":
             return []
-        checked: set[str] = set()
-        if self._known is None:
-            self._store.finish_deleting(self._run, series)
-            history = self._store.checkpoints(self._run, series)
-            self._known = {c.model_id: c for c in history if c.kind != "final"}
-            checked.update(self._known)
+        self._read(series)
+        assert self._known is not None, "it was read"
         self._known[newest.model_id] = newest
-        while stale := [c for c in self._going(series, keep) if c.model_id not in checked]:
-            for old in stale:
-                checked.add(old.model_id)
-                now = self._store.reread(old, series)
-                if now is None:
-                    del self._known[old.model_id]
-                else:
-                    self._known[old.model_id] = now
-        gone = self._going(series, keep)
-        for old in gone:
-            self._store.delete([old])
+        going = self.going(series, keep)
+        gone = self._store.delete(going)
+        for old in going:
             del self._known[old.model_id]
         return gone
 
-    def _going(self, series: Series, keep: Keep) -> list[Checkpoint]:
-        """What the policy lets go, by what is known."""
+    def going(self, series: Series, keep: Keep) -> list[Checkpoint]:
+        """What `keep` lets go, oldest step first, each as the server knows it at this moment.
+
+        Raises:
+            StoreError: If the server refuses.
+        """
+        self._read(series)
+        asked = set[str]()
+        while stale := [c for c in self._candidates(series, keep) if c.model_id not in asked]:
+            for old in stale:
+                asked.add(old.model_id)
+                self._ask(old, series)
+        return sorted(self._candidates(series, keep), key=lambda c: (c.step, c.created_at))
+
+    def why(self, series: Series, keep: Keep) -> Mapping[str, Collection[str]]:
+        """Why each checkpoint that stays does, by model ID: rules of `keep`, and what holds it."""
         known = self._known or {}
-        candidates = [_candidate(checkpoint, series) for checkpoint in known.values()]
-        keys = policy.kept(candidates, keep, series.mode)
-        return [checkpoint for key, checkpoint in known.items() if key not in keys]
+        reasons = policy.reasons(self._facts(series), keep, series.mode)
+        return {key: _words(known[key], rules) for key, rules in reasons.items()}
+
+    def all(self, series: Series) -> list[Checkpoint]:
+        """What the series holds, by what is known, end states left out.
+
+        Raises:
+            StoreError: If the server refuses.
+        """
+        self._read(series)
+        return self._everything()
+
+    def _everything(self) -> list[Checkpoint]:
+        return list((self._known or {}).values())
+
+    def _read(self, series: Series) -> None:
+        if self._known is None:
+            if not self._look_only:
+                self._store.finish_deleting(self._run, series)
+            history = self._store.checkpoints(self._run, series)
+            self._known = {c.model_id: c for c in history if c.kind != "final"}
+
+    def _ask(self, old: Checkpoint, series: Series) -> None:
+        """Read a checkpoint again that is about to go."""
+        assert self._known is not None, "it was read"
+        now = self._store.reread(old, series)
+        if now is None:
+            del self._known[old.model_id]
+            return
+        if not now.held and self._is_registered(now):
+            now = replace(now, held=("registered",))
+        self._known[old.model_id] = now
+
+    def _is_registered(self, checkpoint: Checkpoint) -> bool:
+        try:
+            return self._store.upkeep.is_registered(checkpoint.model_id)
+        except ConnectionError:
+            raise
+        except StoreError as error:
+            if not self._told:
+                self._told = True
+                say(f"Old checkpoints stay, because they may be registered: {error}")
+            return True
+
+    def _candidates(self, series: Series, keep: Keep) -> list[Checkpoint]:
+        keys = policy.kept(self._facts(series), keep, series.mode)
+        return [c for c in self._everything() if c.model_id not in keys]
+
+    def _facts(self, series: Series) -> list[Candidate]:
+        return [_candidate(checkpoint, series) for checkpoint in self._everything()]
+
+
+def _words(checkpoint: Checkpoint, rules: Collection[str]) -> list[str]:
+    held = [*checkpoint.held, *(["saved by hand"] if checkpoint.kind == "manual" else [])]
+    return [word for rule in rules for word in (held if rule == "protected" else [rule])]
 
 
 def _candidate(checkpoint: Checkpoint, series: Series) -> Candidate:

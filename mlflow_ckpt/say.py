@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+_beside_output = False
 
 
 def say(text: str) -> None:
     """Print `text` below Keras's progress bar, which leaves its line open."""
-    print(f"\nmlflow_ckpt: {text}", flush=True)
+    if _beside_output:
+        print(f"mlflow_ckpt: {text}", file=sys.stderr, flush=True)
+    else:
+        print(f"\nmlflow_ckpt: {text}", flush=True)
+
+
+def say_on_stderr() -> None:
+    """From now on: stdout belongs to what a command prints for others to read."""
+    global _beside_output
+    _beside_output = True
 
 
 @contextmanager

@@ -98,9 +98,7 @@ class Session:
             self.fit_state, self.stopping = fresh[0].fit_state, fresh[0].stopping
         else:
             self.fit_state = parts.new_fit_state(self._model, self._callbacks)
-        self._resumption = Resumption(
-            store, ground.run, self._model, self.fit_state, options.resume
-        )
+        self._resumption = Resumption(ground, self._model, self.fit_state, options.resume)
         if options.interrupt.signals:
             self.stopping.listen()
         return plan

@@ -16,12 +16,15 @@ from __future__ import annotations
 import errno
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
+from filelock import Timeout
 
 from mlflow_ckpt.errors import ConfigError, SpoolError
 from mlflow_ckpt.journal import Journal
@@ -154,6 +157,23 @@ def journals(folder: Path) -> Iterator[Journal]:
     if folder.is_dir():
         for path in sorted(folder.glob("*/*/journal.json")):
             yield Journal(path.parent)
+
+
+def destroy(journal: Journal) -> None:
+    """Remove a journal with all that waits in it.
+
+    Raises:
+        SpoolError: If somebody delivers it, or it cannot be removed.
+    """
+    try:
+        with journal.lock().acquire(timeout=0):
+            shutil.rmtree(journal.path)
+        with suppress(OSError):  # Another series of the run has its folder there.
+            journal.path.parent.rmdir()
+    except Timeout as error:
+        raise SpoolError(f"Somebody delivers what waits in {journal.path}.") from error
+    except OSError as error:
+        raise SpoolError(f"{journal.path} cannot be removed: {error}") from error
 
 
 def keep_newest_copies(folder: Path) -> None:

@@ -7,6 +7,7 @@
     _delete       take checkpoints away
     _files        bring the files of a checkpoint here
     _faults       a server that is away, and one that refuses
+    _upkeep       mark, pin, hold; what is there beside committed checkpoints
     _lease        the tag of who writes a series
     _fork         a run beside another one, and what a run began from
     _card         MLmodel and environment files, made once per process
@@ -20,11 +21,14 @@ from mlflow_ckpt.store._connection import now_ms, use_tracking_uri
 from mlflow_ckpt.store._connection import portable as portable_uri
 from mlflow_ckpt.store._fork import Logged
 from mlflow_ckpt.store._store import Store
+from mlflow_ckpt.store._upkeep import Trace, Upkeep
 
 __all__ = [
     "Commit",
     "Logged",
     "Store",
+    "Trace",
+    "Upkeep",
     "now_ms",
     "portable_uri",
     "prepare_card",

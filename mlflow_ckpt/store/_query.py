@@ -13,7 +13,7 @@ asked for exactly. Of 10,000 checkpoints that took a third of the time.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
@@ -24,6 +24,7 @@ from mlflow_ckpt.record import (
     DIGEST_TAG,
     ENTRY_TAG,
     FINAL_TAG,
+    FORK_TAG_PREFIX,
     KIND_TAG,
     PINNED_TAG,
     SERIES_TAG,
@@ -101,9 +102,18 @@ def ends(client: MlflowClient, run: Run, series: Series) -> list[Checkpoint]:
 
 def begun_deleting(client: MlflowClient, run: Run, series: Series) -> list[Checkpoint]:
     """Checkpoints of which a deletion was begun and not ended."""
-    clauses = [tag(COMPLETE_TAG, "deleting"), tag(SERIES_TAG, series.name)]
-    page = _page(client, run, clauses, [_by(series, STEP_METRIC)], _PAGE)
-    return [to_checkpoint(model, series) for model in page]
+    return _marked(client, run, series, "deleting")
+
+
+def corrupt(client: MlflowClient, run: Run, series: Series) -> list[Checkpoint]:
+    """Checkpoints whose bytes were found not to be the committed ones, oldest step first."""
+    return _marked(client, run, series, "corrupt")
+
+
+def _marked(client: MlflowClient, run: Run, series: Series, mark: str) -> list[Checkpoint]:
+    clauses = [tag(COMPLETE_TAG, mark), tag(SERIES_TAG, series.name)]
+    order = [_by(series, STEP_METRIC, ascending=True)]
+    return [to_checkpoint(m, series) for m in _every(client, run, clauses, order)]
 
 
 def tag(key: str, value: str) -> str:
@@ -198,6 +208,16 @@ def unfinished(client: MlflowClient, run: Run, series: str) -> list[LoggedModel]
     return list(_every(client, run, [begun, tag(SERIES_TAG, series)], [_BY_AGE]))
 
 
+def held(tags: Mapping[str, str]) -> tuple[str, ...]:
+    """Why nothing may delete a checkpoint, by its tags."""
+    found = {
+        "pinned": tags.get(PINNED_TAG) == "true",
+        "registered": _REGISTERED_TAG in tags,
+        "forked": any(k.startswith(FORK_TAG_PREFIX) and v == "true" for k, v in tags.items()),
+    }
+    return tuple(reason for reason, holds in found.items() if holds)
+
+
 def to_checkpoint(model: LoggedModel, series: Series) -> Checkpoint:
     """Read a LoggedModel that carries the commit tag."""
     latest: dict[str, tuple[int, float]] = {}
@@ -216,7 +236,7 @@ def to_checkpoint(model: LoggedModel, series: Series) -> Checkpoint:
         artifact_uri=model.artifact_location,
         created_at=model.creation_timestamp,
         weights_only=model.tags.get("ckpt.weights_only") == "true",
-        pinned=model.tags.get(PINNED_TAG) == "true" or _REGISTERED_TAG in model.tags,
+        held=held(model.tags),
         final=model.tags.get(FINAL_TAG) == "true",
         entry=model.tags.get(ENTRY_TAG, ""),
     )

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import logging
 import threading
 from collections.abc import Container, Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModel, Metric, RunTag
-from mlflow.exceptions import MlflowException
+from mlflow.entities import Metric, RunTag
 
 from mlflow_ckpt import worker
 from mlflow_ckpt.errors import NoActiveRun
@@ -31,8 +30,7 @@ from mlflow_ckpt.selector import Mode
 from mlflow_ckpt.store import _commit, _connection, _delete, _files, _fork, _lease, _query
 from mlflow_ckpt.store._card import versions
 from mlflow_ckpt.store._connection import translated
-
-_logger = logging.getLogger("mlflow_ckpt")
+from mlflow_ckpt.store._upkeep import Upkeep
 
 
 class Store:
@@ -49,7 +47,6 @@ class Store:
         _connection.refuse_file_store(self.uri)
         self._connecting = threading.Lock()
         self._made: _connection.Connection | None = None
-        self._cannot_delete = False
 
     @property
     def _connection(self) -> _connection.Connection:
@@ -62,6 +59,15 @@ class Store:
     @property
     def _client(self) -> MlflowClient:
         return self._connection.client
+
+    @cached_property
+    def _deleter(self) -> _delete.Deleter:
+        return _delete.Deleter(self._connection)
+
+    @property
+    def upkeep(self) -> Upkeep:
+        """What happens to checkpoints after their commit: see `_upkeep`."""
+        return Upkeep(self._connection)
 
     @staticmethod
     def run_id(run_id: str | None) -> str:
@@ -204,25 +210,13 @@ class Store:
         clauses = (_query.tag("ckpt.epoch", str(epoch)), _query.any_of(("epoch", "manual")))
         return _query.newest_where(self._client, run, series, *clauses)
 
+    def reread(self, checkpoint: Checkpoint, series: Series) -> Checkpoint | None:
+        """What the server says of a committed checkpoint at this moment; `None` if it is gone."""
+        return self.upkeep.reread(checkpoint, series)
+
     def checkpoints(self, run: Run, series: Series) -> list[Checkpoint]:
         """All committed ones, oldest first, the end state included."""
         return _query.everything(self._client, run, series)
-
-    def reread(self, checkpoint: Checkpoint, series: Series) -> Checkpoint | None:
-        """What the server says of a committed checkpoint at this moment; `None` if it is gone."""
-        with translated(f"read {checkpoint.name}"):
-            model = self._get_model(checkpoint.model_id)
-        if model is None or model.tags.get(COMPLETE_TAG) != "true":
-            return None
-        return _query.to_checkpoint(model, series)
-
-    def _get_model(self, model_id: str) -> LoggedModel | None:
-        try:
-            return self._client.get_logged_model(model_id)
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return None
-            raise
 
     def logged(self, checkpoint: Checkpoint) -> _fork.Logged:
         """The metric rows of a checkpoint, and how its state was taken."""
@@ -239,11 +233,7 @@ class Store:
         """The committed checkpoint with this model ID, else of this entry of a spool."""
         if not model_id:
             return self.of_entry(self.run(run.run_id, settled=False), entry)
-        with translated(f"read logged model {model_id}"):
-            model = self._get_model(model_id)
-        if model is None or model.tags.get(COMPLETE_TAG) != "true":
-            return None
-        return _query.to_checkpoint(model, series)
+        return self.upkeep.committed(model_id, series)
 
     def commit(
         self,
@@ -292,16 +282,9 @@ class Store:
         with translated("link checkpoints to the run"):
             _commit.link_missing(self._connection, run, {c.model_id: c.epoch for c in newest})
 
-    def delete(self, checkpoints: Iterable[Checkpoint]) -> None:
-        """Delete checkpoints; where the artifact store cannot, warn once and go on."""
-        for checkpoint in checkpoints:
-            reason = _delete.delete(self._connection, checkpoint)
-            if reason and not self._cannot_delete:
-                self._cannot_delete = True
-                _logger.warning(
-                    "The artifact store cannot delete files (%s). Old checkpoints leave the list "
-                    "but their files stay at %s.", reason, checkpoint.artifact_uri
-                )  # fmt: skip
+    def delete(self, checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
+        """Delete checkpoints; what may not be deleted is said once. Returns what is gone."""
+        return self._deleter.delete(checkpoints)
 
     # --- files ----------------------------------------------------------------
 

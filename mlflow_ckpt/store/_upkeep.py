@@ -1,0 +1,239 @@
+"""What happens to checkpoints after their commit: marked as corrupt, pinned, held, orphaned.
+
+A tag that holds no more is set to another value: MLflow's basic-auth lets nobody delete a tag
+who may not delete the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mlflow.entities import LoggedModel, ViewType
+from mlflow.exceptions import MlflowException
+
+from mlflow_ckpt.errors import NotFound
+from mlflow_ckpt.record import (
+    COMPLETE_TAG,
+    FORK_TAG_PREFIX,
+    KIND_TAG,
+    MODEL_TYPE,
+    PINNED_TAG,
+    REASON_TAG,
+    SERIES_TAG,
+    Checkpoint,
+    Run,
+    Series,
+)
+from mlflow_ckpt.store import _delete, _query
+from mlflow_ckpt.store._connection import Connection, translated
+
+_REASON_CHARACTERS = 1_000
+_PAGE = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """A LoggedModel of this package, committed or not.
+
+    Attributes:
+        name, model_id, run_id: Its own, and its run's.
+        series, kind: As in `Position`, read from its tags.
+        state: Its tag `ckpt.complete`.
+        reason: Why it is corrupt, if it is.
+        step, epoch: As in `Position`; -1 if its tags do not say.
+        held: See `Checkpoint.held`.
+        forks: IDs of the runs that began at it, and hold it.
+        artifact_uri: Where its files lie.
+        bytes: Of its files, if it was committed; else 0.
+    """
+
+    name: str
+    model_id: str
+    run_id: str
+    series: str
+    kind: str
+    state: str
+    reason: str
+    step: int
+    epoch: int
+    held: tuple[str, ...]
+    forks: tuple[str, ...]
+    artifact_uri: str
+    bytes: int
+
+
+class Upkeep:
+    """Looks after checkpoints that exist, on one tracking server."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._client = connection.client
+
+    # --- one checkpoint -------------------------------------------------------
+
+    def committed(self, model_id: str, series: Series) -> Checkpoint | None:
+        """The committed checkpoint with this model ID, if there is one."""
+        with translated(f"read logged model {model_id}"):
+            model = self._model(model_id)
+        if model is None or model.tags.get(COMPLETE_TAG) != "true":
+            return None
+        return _query.to_checkpoint(model, series)
+
+    def reread(self, checkpoint: Checkpoint, series: Series) -> Checkpoint | None:
+        """What the server says of a committed checkpoint at this moment; `None` if it is gone."""
+        return self.committed(checkpoint.model_id, series)
+
+    def state_of(self, model_id: str) -> str | None:
+        """The tag `ckpt.complete` of a LoggedModel, or `None` if it is deleted."""
+        with translated(f"read logged model {model_id}"):
+            model = self._model(model_id)
+        return None if model is None else model.tags.get(COMPLETE_TAG)
+
+    def is_registered(self, model_id: str) -> bool:
+        """Whether a version in the model registry has its files.
+
+        MLflow tags what is registered through `mlflow.register_model` or its server. A version
+        that was made by its source alone, in a database without a server, leaves no tag.
+        """
+        with translated(f"look for {model_id} in the model registry"):
+            found = self._client.search_model_versions(
+                f"source_path LIKE '%{model_id}%'", max_results=1
+            )
+        return bool(found)
+
+    def quarantine(self, checkpoint: Checkpoint, reason: str) -> None:
+        """Take a checkpoint whose bytes are wrong from every resolver. Its files stay."""
+        with translated(f"mark {checkpoint.name} as corrupt"):
+            self._connection.tag_model(
+                checkpoint.model_id,
+                {COMPLETE_TAG: "corrupt", REASON_TAG: reason[:_REASON_CHARACTERS]},
+            )
+
+    def trust(self, checkpoint: Checkpoint) -> None:
+        """Give back a quarantined checkpoint whose bytes are right again."""
+        with translated(f"mark {checkpoint.name} as whole"):
+            self._connection.tag_model(checkpoint.model_id, {COMPLETE_TAG: "true", REASON_TAG: ""})
+
+    def pin(self, checkpoint: Checkpoint) -> None:
+        """Keep a checkpoint, whatever a keep policy says."""
+        with translated(f"pin {checkpoint.name}"):
+            self._connection.tag_model(checkpoint.model_id, {PINNED_TAG: "true"})
+
+    def unpin(self, checkpoint: Checkpoint) -> None:
+        with translated(f"unpin {checkpoint.name}"):
+            self._connection.tag_model(checkpoint.model_id, {PINNED_TAG: "false"})
+
+    def hold_for_fork(self, checkpoint: Checkpoint, fork: str) -> None:
+        """Keep the checkpoint at which the run `fork` begins."""
+        with translated(f"note that a fork begins at {checkpoint.name}"):
+            self._connection.tag_model(checkpoint.model_id, {FORK_TAG_PREFIX + fork: "true"})
+
+    def release_fork(self, model_id: str, fork: str) -> None:
+        with translated(f"note that no fork begins at {model_id}"):
+            self._connection.tag_model(model_id, {FORK_TAG_PREFIX + fork: "false"})
+
+    # --- a series, an experiment ----------------------------------------------
+
+    def corrupt(self, run: Run, series: Series) -> list[Checkpoint]:
+        """What is quarantined, oldest step first."""
+        return _query.corrupt(self._client, run, series)
+
+    def traces(self, run: Run, series: Series) -> list[Trace]:
+        """Every LoggedModel of a series, in whatever state, newest first."""
+        clauses = [f"source_run_id = '{run.run_id}'", _query.tag(SERIES_TAG, series.name)]
+        return [_trace(model) for model in self._search([run.experiment_id], clauses)]
+
+    def experiments(self, name: str | None) -> list[str]:
+        """IDs of the experiments called `name`, else of all; deleted ones too.
+
+        Raises:
+            NotFound: If there is none of that name.
+        """
+        with translated("search experiments"):
+            found, token = [], None
+            while True:
+                page = self._client.search_experiments(
+                    view_type=ViewType.ALL, max_results=_PAGE, page_token=token
+                )
+                found += [e.experiment_id for e in page if name is None or e.name == name]
+                token = page.token
+                if not token:
+                    break
+        if name is not None and not found:
+            raise NotFound(f"No experiment is called {name!r} on this tracking server.")
+        return found
+
+    def of_experiments(self, experiment_ids: list[str]) -> list[Trace]:
+        """Every LoggedModel of this package in these experiments, newest first."""
+        models = self._search(experiment_ids, [])
+        return [_trace(m) for m in models if m.model_type == MODEL_TYPE and SERIES_TAG in m.tags]
+
+    def stage_of(self, run_id: str) -> str | None:
+        """`active` or `deleted`; `None` if there is no such run."""
+        with translated("read a run"):
+            try:
+                return str(self._client.get_run(run_id).info.lifecycle_stage)
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return None
+                raise
+
+    def remove(self, trace: Trace) -> str | None:
+        """Delete an orphan: files, then record. Returns why something of it stays, or `None`."""
+        self._connection.wait_until_quiet()
+        left = _delete.remove(self._connection, trace.model_id, trace.artifact_uri)
+        return (left.files or left.record) if left else None
+
+    # --- helpers --------------------------------------------------------------
+
+    def _model(self, model_id: str) -> LoggedModel | None:
+        try:
+            return self._client.get_logged_model(model_id)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+
+    def _search(self, experiment_ids: list[str], clauses: list[str]) -> Iterator[LoggedModel]:
+        for experiment_id in experiment_ids:
+            token: str | None = None
+            while True:
+                with translated("search logged models"):
+                    page = self._client.search_logged_models(
+                        [experiment_id],
+                        filter_string=" AND ".join(clauses) or None,
+                        max_results=_PAGE,
+                        page_token=token,
+                    )
+                yield from page
+                token = page.token
+                if not token:
+                    break
+
+
+def _trace(model: LoggedModel) -> Trace:
+    tags = model.tags
+    return Trace(
+        name=model.name,
+        model_id=model.model_id,
+        run_id=model.source_run_id,
+        series=tags.get(SERIES_TAG, ""),
+        kind=tags.get(KIND_TAG, ""),
+        state=tags.get(COMPLETE_TAG, ""),
+        reason=tags.get(REASON_TAG, ""),
+        step=_number(tags.get("ckpt.step")),
+        epoch=_number(tags.get("ckpt.epoch")),
+        held=_query.held(tags),
+        forks=tuple(
+            key.removeprefix(FORK_TAG_PREFIX)
+            for key, value in tags.items()
+            if key.startswith(FORK_TAG_PREFIX) and value == "true"
+        ),
+        artifact_uri=model.artifact_location,
+        bytes=max(0, _number(tags.get("ckpt.bytes", "0"))),
+    )
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text and text.isdecimal() else -1
