@@ -16,34 +16,32 @@ import keras
 from mlflow_ckpt import exactness, keras_internals
 from mlflow_ckpt.exact_tag import Reason, exact_tag
 from mlflow_ckpt.fit_state import FitState
-from mlflow_ckpt.record import RESUME_EXACT_TAG, Run
+from mlflow_ckpt.ground import Ground
+from mlflow_ckpt.record import RESUME_EXACT_TAG
 from mlflow_ckpt.restore import Restored, load_model_again, restore
 from mlflow_ckpt.resume import Plan
 from mlflow_ckpt.resume_option import Resume
 from mlflow_ckpt.say import say
 from mlflow_ckpt.snapshot import mark
 from mlflow_ckpt.state_mark import StateMark
-from mlflow_ckpt.store import Store
 
 
 class Resumption:
     """The resume of one series in one fit.
 
     Args:
-        store, run, model, fit_state: Those of the fit.
+        ground, model, fit_state: Those of the fit.
         asked: What the user asked for.
     """
 
     def __init__(
         self,
-        store: Store,
-        run: Run,
+        ground: Ground,
         model: keras.Model,
         fit_state: FitState,
         asked: Resume | None,
     ) -> None:
-        self._store = store
-        self._run = run
+        self._ground = ground
         self._model = model
         self._fit_state = fit_state
         self._allow = asked.allow if asked else ()
@@ -58,7 +56,7 @@ class Resumption:
 
     def restore(self, plan: Plan, epochs: int, where: str) -> Plan:
         """Put the planned checkpoint into the fit; return the plan with where it goes on."""
-        restored = restore(self._store, self._model, self._fit_state, plan, self._allow)
+        restored = restore(self._ground, self._model, self._fit_state, plan, self._allow)
         plan = replace(plan, inside=restored.inside)
         keras_internals.set_initial_epoch(self._model, plan.keras_epoch(epochs))
         for line in plan.describe([*restored.left, *restored.missing]):
@@ -87,7 +85,7 @@ class Resumption:
         if self._restored is not None and plan.inside:
             untouched = self._mark is not None and self._mark.matches(self._model)
             if self._restored.whole and not untouched:
-                load_model_again(self._store, self._model, plan)
+                load_model_again(self._ground, self._model, plan)
             self._restored.left += self._fit_state.restore_inside(plan.state)
         self.release()
         if self._fit_state.feed is not None:
@@ -95,7 +93,9 @@ class Resumption:
         if self._restored is None or told or plan.restore is None:
             return {}
         found = exactness.reasons(self._restored, plan.state, self._fit_state.feed)
-        self._tags = exactness.resumed_tags(self._run.tags, plan.restore, found)
+        self._tags = exactness.resumed_tags(
+            self._ground.run.tags, plan.restore, found, self._ground.skipped
+        )
         return self._tags
 
     def first_batch(self) -> Mapping[str, str]:
@@ -125,7 +125,8 @@ class Resumption:
         return {RESUME_EXACT_TAG: value}
 
     def release(self) -> None:
-        """Let go of the model's buffers; safe to call twice."""
+        """Let go of the checkpoint's files and the model's buffers; safe to call twice."""
+        self._ground.close_files()
         if self._mark is not None:
             self._mark.release()
             self._mark = None

@@ -164,18 +164,16 @@ def test_a_later_format_is_no_damage() -> None:
 
 
 class Pruning:
-    """Deletes a checkpoint at the moment in which its files are asked for, `times` times."""
+    """Deletes checkpoints at the moment in which their files are asked for, the first `count`."""
 
-    def __init__(self, store: Store, times: int, make: Callable[[], object]) -> None:
-        self.left = times
-        self._store = store
-        self._make = make
+    def __init__(self, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._store, self._count, self._gone = Store(), count, set[str]()
         self._real = Store.manifest
+        monkeypatch.setattr(Store, "manifest", lambda *arguments: self(*arguments))
 
     def __call__(self, store: Store, checkpoint: Checkpoint, directory: Path) -> Manifest:
-        if self.left:
-            self.left -= 1
-            self._make()
+        if len(self._gone) < self._count:
+            self._gone.add(checkpoint.model_id)
             self._store.delete([checkpoint])
         return self._real(store, checkpoint, directory)
 
@@ -186,8 +184,7 @@ def test_a_checkpoint_that_is_pruned_under_the_reader_is_looked_up_again(
     which: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id = trained(3)
-    monkeypatch.setattr(Store, "manifest", pruning := Pruning(Store(), 2, lambda: None))
-    monkeypatch.setattr(Store, "manifest", lambda *a: pruning(*a))
+    Pruning(2, monkeypatch)
     found = ckpt.load_weights(mlp(), run_id, which)
     assert found.skipped == ()
     assert list(ckpt.list_checkpoints(run_id)["model_id"]) == [found.model_id]
@@ -197,8 +194,7 @@ def test_a_step_that_is_pruned_under_the_reader_is_not_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run_id = trained(3)
-    pruning = Pruning(Store(), 1, lambda: None)
-    monkeypatch.setattr(Store, "manifest", lambda *a: pruning(*a))
+    Pruning(1, monkeypatch)
     with pytest.raises(CheckpointNotFound, match=r"no checkpoint at step=6"):
         ckpt.load_model(run_id, "step=6")
 
@@ -282,12 +278,15 @@ def test_what_is_damaged_on_the_server_is_read_on_this_machine(
     assert mlflow.get_run(run_id).data.tags["ckpt.resumed_from"].startswith("step=4 ")
 
 
-def test_a_resume_without_a_whole_checkpoint_begins_nothing(another_process: Forget) -> None:
+def test_a_resume_without_a_whole_checkpoint_begins_nothing(
+    another_process: Forget, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     with mlflow.start_run() as run:
         pass
     run_id = run.info.run_id
     resumed(run_id, 2)
     another_process()
+    monkeypatch.setenv("MLFLOW_CKPT_SPOOL", str(tmp_path / "another machine"))
     for epoch in (1, 2):
         stored.DAMAGE["flipped"](ckpt.resolve(run_id, f"epoch={epoch}"), STATE)
     with pytest.raises(IntegrityError, match="Every checkpoint of the series 'ckpt'"):
@@ -363,17 +362,10 @@ def test_no_copy_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     stored.DAMAGE["flipped"](ckpt.resolve(run_id), MODEL)
     ckpt.load_model(run_id)
     ckpt.fork(run_id)
+    stored.DAMAGE["flipped"](ckpt.resolve(run_id), MODEL)
     with pytest.raises(DigestMismatch):
-        ckpt.load_model(run_id, "epoch=1") if False else fetched.Fetched(
-            Store(), _rotten(run_id), [MODEL]
-        )
+        fetched.Fetched(Store(), ckpt.resolve(run_id), [MODEL])
     assert list((tmp_path / "temporary").iterdir()) == []
-
-
-def _rotten(run_id: str) -> Checkpoint:
-    found = ckpt.resolve(run_id)
-    stored.DAMAGE["flipped"](found, MODEL)
-    return found
 
 
 def test_a_corrupt_checkpoint_is_not_counted_by_keep() -> None:

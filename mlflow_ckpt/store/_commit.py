@@ -167,7 +167,7 @@ def _model(connection: Connection, run: Run, request: Commit, progress: Progress
             try:
                 return connection.client.get_logged_model(model_id)
             except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                if not _query.is_gone(connection.client, model_id, error):
                     raise
     elif begun:
         # Whether an earlier request was carried out is not known.

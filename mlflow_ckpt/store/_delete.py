@@ -19,11 +19,9 @@ from mlflow_ckpt.errors import ServerAway, StoreError
 from mlflow_ckpt.record import COMPLETE_TAG, ENTRY_TAG, Checkpoint, Run
 from mlflow_ckpt.store import _query
 from mlflow_ckpt.store._connection import Connection, translated
-from mlflow_ckpt.store._faults import is_away
+from mlflow_ckpt.store._faults import is_away, is_denied
 
 _logger = logging.getLogger("mlflow_ckpt")
-
-_FORBIDDEN = frozenset({"PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"})
 
 
 def drop_unfinished(
@@ -117,9 +115,9 @@ class Deleter:
             try:
                 self._connection.tag_model(checkpoint.model_id, {COMPLETE_TAG: "deleting"})
             except MlflowException as error:
-                if error.error_code in _FORBIDDEN:
-                    return _first_line(error)
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                if not _query.is_gone(self._connection.client, checkpoint.model_id, error):
+                    if is_denied(error):
+                        return _first_line(error)
                     raise
         return None
 
@@ -167,9 +165,9 @@ def remove(connection: Connection, model_id: str, artifact_uri: str) -> Left | N
         try:
             connection.client.delete_logged_model(model_id)
         except MlflowException as error:
-            if error.error_code in _FORBIDDEN:
-                return Left(artifact_uri, files, _first_line(error))
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            if not _query.is_gone(connection.client, model_id, error):
+                if is_denied(error):
+                    return Left(artifact_uri, files, _first_line(error))
                 raise
     return Left(artifact_uri, files, None) if files else None
 
@@ -183,26 +181,12 @@ def _remove_files(connection: Connection, artifact_uri: str) -> str | None:
     except NotImplementedError as error:
         return str(error) or "the artifact store cannot delete"
     except Exception as error:
-        if _is_forbidden(error):
+        if isinstance(error, PermissionError) or is_denied(error):
             return _first_line(error)
         raise (ServerAway if is_away(error) else StoreError)(
             f"Could not delete the files at {artifact_uri}: {error}"
         ) from error
     return None
-
-
-def _is_forbidden(error: Exception) -> bool:
-    """Whether asking again would change nothing, by what each client hides its answer in."""
-    if isinstance(error, PermissionError):
-        return True
-    if isinstance(error, MlflowException) and error.error_code in _FORBIDDEN:
-        return True
-    answer = getattr(error, "response", None)
-    if isinstance(answer, dict):
-        return answer.get("ResponseMetadata", {}).get("HTTPStatusCode") in (401, 403)
-    found = [getattr(answer, "status_code", None)]
-    found += [getattr(error, name, None) for name in ("status_code", "code")]
-    return any(status in (401, 403) for status in found if isinstance(status, int))
 
 
 def _first_line(error: Exception) -> str:

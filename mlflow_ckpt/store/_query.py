@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
+from mlflow.exceptions import MlflowException
 from mlflow.store.entities import PagedList
 
 from mlflow_ckpt.record import (
@@ -37,10 +38,12 @@ from mlflow_ckpt.record import (
 )
 from mlflow_ckpt.selector import Mode
 from mlflow_ckpt.store._connection import translated
+from mlflow_ckpt.store._faults import is_denied
 
 Order = dict[str, object]
 
 _PAGE = 100
+_EXPERIMENTS = 1_000
 _BY_AGE: Order = {"field_name": "creation_time"}
 _TOP = 5
 _REGISTERED_TAG = "mlflow.modelVersions"
@@ -192,6 +195,21 @@ def _page(
             order_by=order,
             page_token=token,
         )
+
+
+def is_gone(client: MlflowClient, model_id: str, error: MlflowException) -> bool:
+    """Whether a request about a LoggedModel failed because it is deleted.
+
+    Basic-auth, which asks the model for its experiment, denies everything about a deleted one.
+    """
+    if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+        return True
+    if not is_denied(error):
+        return False
+    readable = client.search_experiments(max_results=_EXPERIMENTS)
+    ids = [experiment.experiment_id for experiment in readable]
+    clause = f"model_id = '{model_id}'"
+    return bool(ids) and not client.search_logged_models(ids, filter_string=clause, max_results=1)
 
 
 def of_entry(client: MlflowClient, run: Run, entry: str) -> list[LoggedModel]:

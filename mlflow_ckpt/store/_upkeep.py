@@ -191,7 +191,7 @@ class Upkeep:
         try:
             return self._client.get_logged_model(model_id)
         except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            if _query.is_gone(self._connection.client, model_id, error):
                 return None
             raise
 
