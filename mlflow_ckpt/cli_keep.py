@@ -58,9 +58,9 @@ def prune(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Delete the checkpoints of a run that no rule keeps: files and records.
+    """Delete the checkpoints of a run that no rule keeps.
 
-    Of --last, --best and --every, any keeps; without all three nothing goes but, with --corrupt,
+    Files and records go. Of --last, --best and --every, any keeps; without all three nothing goes but, with --corrupt,
     what is marked so. What is pinned, registered, the beginning of a fork, an end state or saved
     by hand always stays. Safe while the run is trained.
 

@@ -6,6 +6,7 @@ Nothing is read but the tracking server: whether the bytes are right, `verify` s
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -189,7 +190,10 @@ def _entry(checkpoint: Checkpoint, value: float | None, chosen: bool, verdict: s
 
 
 def _drawn(store: Store, run: Run, series: Series, metric: str | None) -> Mapping[int, float]:
-    """The run's curve of a metric: it has what no checkpoint may carry, such as NaN."""
+    """The run's curve of a metric: it has what no checkpoint may carry, such as NaN.
+
+    A database keeps infinity as the largest number it has.
+    """
     if metric is None:
         return {}
     return {step: row.value for step, row in store.rows(run, series.prefix + metric).items()}
@@ -203,8 +207,9 @@ def _unfit(
     if metric is None:
         return f"not {selector}"
     value = drawn.get(checkpoint.epoch) if checkpoint.kind == "epoch" else None
-    if value is not None and not math.isfinite(value):
-        return f"its {metric} is {value}, which is never best"
+    if value is not None and not abs(value) < sys.float_info.max:
+        shown = value if math.isnan(value) else math.copysign(math.inf, value)
+        return f"its {metric} is {shown}, which is never best"
     return f"it has no {metric}"
 
 

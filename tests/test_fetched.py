@@ -52,11 +52,19 @@ USES: dict[str, Callable[[str, str, Path], Any]] = {
 }
 
 
-@pytest.mark.backends(quick=True)
 @pytest.mark.parametrize("damage", stored.DAMAGE)
 def test_latest_goes_back_and_marks_what_it_skipped(
     damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    check_latest_goes_back(damage, capsys)
+
+
+@pytest.mark.backends(quick=True)
+def test_latest_goes_back_past_a_file_that_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    check_latest_goes_back("missing", capsys)
+
+
+def check_latest_goes_back(damage: str, capsys: pytest.CaptureFixture[str]) -> None:
     run_id = trained()
     newest, before = ckpt.resolve(run_id), ckpt.resolve(run_id, "epoch=2")
     stored.DAMAGE[damage](newest, MODEL)
@@ -178,7 +186,7 @@ class Pruning:
         return self._real(store, checkpoint, directory)
 
 
-@pytest.mark.backends(quick=True)
+@pytest.mark.backends
 @pytest.mark.parametrize("which", ["latest", "best"])
 def test_a_checkpoint_that_is_pruned_under_the_reader_is_looked_up_again(
     which: str, monkeypatch: pytest.MonkeyPatch
@@ -217,7 +225,7 @@ def whole(epochs: int) -> keras.Model:
     return model
 
 
-@pytest.mark.backends(quick=True)
+@pytest.mark.backends
 @pytest.mark.parametrize("path", [MODEL, STATE, FILENAME])
 def test_a_resume_goes_back_and_ends_as_if_nothing_had_happened(
     path: str, another_process: Forget, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
