@@ -60,9 +60,9 @@ def prune(
 ) -> None:
     """Delete the checkpoints of a run that no rule keeps.
 
-    Files and records go. Of --last, --best and --every, any keeps; without all three nothing goes but, with --corrupt,
-    what is marked so. What is pinned, registered, the beginning of a fork, an end state or saved
-    by hand always stays. Safe while the run is trained.
+    Files and records go. Of --last, --best and --every, any keeps; without all three nothing goes
+    but, with --corrupt, what is marked so. What is pinned, registered, the beginning of a fork, an
+    end state or saved by hand always stays. Safe while the run is trained.
 
     \b
     Example:

@@ -9,6 +9,9 @@ the server (`ckpt.complete=corrupt`), so that nobody else meets it, and `latest`
 the next older one; what was passed over stands in `Checkpoint.skipped` and in a line. Any
 other selector names one checkpoint, so its damage is raised, and nothing is marked.
 
+MLflow's own files beside the model, which it rewrites in `set_signature` and the like, hold no
+state: where they differ from what was committed, that is raised and nothing is marked.
+
 A trainer may delete an old checkpoint while it is read here. That is no damage: the selector
 is asked again.
 """
@@ -23,6 +26,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO, TypeVar, cast
 
+from mlflow_ckpt.card_content import CARD
 from mlflow_ckpt.errors import FormatTooNew, IntegrityError, StoreError
 from mlflow_ckpt.manifest import Manifest
 from mlflow_ckpt.parcel import manifest_of
@@ -162,7 +166,7 @@ def first_whole(
             if deleted > _DELETED_MEANWHILE:
                 raise damage
             continue
-        if selector.kind != "latest":
+        if selector.kind != "latest" or getattr(damage, "path", "") in CARD:
             raise damage
         passed = pass_over(store, checkpoint, damage)
         skipped.append(passed)

@@ -13,8 +13,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
+from mlflow_ckpt.errors import ManifestError
 from mlflow_ckpt.selector import Mode
 
 MODEL_TYPE = "keras-checkpoint"
@@ -204,16 +205,16 @@ class Series:
     def from_tags(cls, tags: Mapping[str, str]) -> dict[str, Series]:
         """All series that a run's tags name, in the order of the tags' names.
 
-        An unreadable tag is an error (`ValueError`), never a missing series.
+        An unreadable tag is an error, never a missing series.
+
+        Raises:
+            ManifestError: If a tag cannot be read.
         """
         found: dict[str, Series] = {}
         for key in sorted(k for k in tags if k.startswith(SERIES_TAG_PREFIX)):
             name = key.removeprefix(SERIES_TAG_PREFIX)
             known = {"prefix", "monitor", "mode", "directions"}
-            raw = json.loads(tags[key])
-            if not isinstance(raw, dict):
-                raise ValueError(f"Expected a mapping in the tag {key!r}. Received: {tags[key]!r}")
-            fields = {k: v for k, v in raw.items() if k in known}
+            fields = {k: v for k, v in _facts(key, tags[key]).items() if k in known}
             found[name] = cls(name=name, **fields)
         return found
 
@@ -222,6 +223,20 @@ class Series:
         if metric == self.monitor and self.mode:
             return self.mode
         return self.directions.get(metric) or self.directions.get(metric.removeprefix("val_"))
+
+
+def _facts(key: str, text: str) -> dict[str, Any]:
+    """What a series tag says, each known part of the type it must have."""
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError):
+        raw = None
+    if isinstance(raw, dict):
+        directions = raw.get("directions", {})
+        texts = (raw.get("prefix", ""), raw.get("monitor") or "", raw.get("mode") or "")
+        if isinstance(directions, dict) and all(isinstance(each, str) for each in texts):
+            return raw
+    raise ManifestError(f"Expected the facts of a series in the tag {key!r}. Received: {text!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -218,7 +218,9 @@ def _facts(found: Record) -> dict[str, str]:
 
 def _metrics(facts: Mapping[str, Any]) -> dict[str, str]:
     monitor = {facts.get("monitor"): f"  (monitor, {facts.get('mode')})"}
-    return {name: f"{value}{monitor.get(name, '')}" for name, value in facts["metrics"].items()}
+    return {
+        name: f"{value}{monitor.get(name, '')}" for name, value in facts.get("metrics", {}).items()
+    }
 
 
 def _files(files: Sequence[Record], console: Console) -> list[Column]:
@@ -238,14 +240,18 @@ def _model(model: Mapping[str, Any]) -> dict[str, str]:
     size = sum(math.prod(shape) for _, shape, _ in variables)
     facts = {
         "class": model.get("class", "unknown"),
-        "variables": f"{len(variables)} with {size:,} elements, {_short(model['architecture'])}",
+        "variables": f"{len(variables)} with {size:,} elements{_digest(model, 'architecture')}",
     }
     for optimizer in model.get("optimizers", []):
         count = len(optimizer["variables"])
         facts[optimizer["attribute"]] = (
-            f"{optimizer['class']}, {count} variables, {_short(model['optimizer'])}"
+            f"{optimizer['class']}, {count} variables{_digest(model, 'optimizer')}"
         )
     return facts
+
+
+def _digest(model: Mapping[str, Any], part: str) -> str:
+    return f", {_short(model[part])}" if part in model else ""
 
 
 def _short(digest: str) -> str:

@@ -25,7 +25,7 @@ def print_verdict(verdict: Verdict) -> None:
 def print_verification(found: Verification) -> None:
     """The last line."""
     count = len(found.verdicts)
-    bad = sum(verdict.state in ("corrupt", "unreadable") for verdict in found.verdicts)
+    bad = sum(bool(verdict.faults) for verdict in found.verdicts)
     click.echo(
         f"{count} checkpoint{'' if count == 1 else 's'}, {human_bytes(found.bytes)} read: "
         + (f"{bad} with faults." if bad else "all whole." if count else "nothing to read.")

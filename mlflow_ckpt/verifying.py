@@ -19,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+from mlflow_ckpt.card_content import CARD
 from mlflow_ckpt.errors import DigestMismatch, FormatTooNew, IntegrityError, StoreError
 from mlflow_ckpt.fetched import twice
 from mlflow_ckpt.manifest import FILENAME, Manifest
@@ -27,7 +28,7 @@ from mlflow_ckpt.resolver import some_series
 from mlflow_ckpt.say import say
 from mlflow_ckpt.store import Store
 
-State = Literal["whole", "mended", "corrupt", "unreadable", "gone"]
+State = Literal["whole", "mended", "altered", "corrupt", "unreadable", "gone"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +49,11 @@ class Verdict:
 
     Attributes:
         run_id, series, name, model_id, epoch, step: Which one.
-        state: `whole`; `mended`: it was marked as corrupt and is whole; `corrupt`;
-            `unreadable`: of a later format than this version reads; `gone`: deleted meanwhile.
-        faults: What is wrong, empty unless it is corrupt or unreadable.
+        state: `whole`; `mended`: it was marked as corrupt and is whole; `altered`: MLflow's own
+            files beside the model say something else, as after `set_signature`: it loads, and
+            is not marked; `corrupt`; `unreadable`: of a later format than this version reads;
+            `gone`: deleted meanwhile.
+        faults: What is wrong, empty unless it is altered, corrupt or unreadable.
         marked: Whether the server has been told.
         files, bytes: How many were read.
     """
@@ -90,7 +93,7 @@ class Verification:
             "ok": self.ok,
             "checkpoints": len(self.verdicts),
             "bytes": self.bytes,
-            "faulty": sum(v.state in ("corrupt", "unreadable") for v in self.verdicts),
+            "faulty": sum(bool(verdict.faults) for verdict in self.verdicts),
             "verdicts": [asdict(verdict) for verdict in self.verdicts],
         }
 
@@ -167,8 +170,8 @@ def _judge(store: Store, checkpoint: Checkpoint, *, was_bad: bool, mark: bool) -
         fault = Fault(path=FILENAME, expected="a format that is known", found=str(error))
         return _verdict(checkpoint, "unreadable", (fault,))
     marked = False
-    if not faults:
-        state = "mended" if was_bad else "whole"
+    if all(fault.path in CARD for fault in faults):
+        state = "altered" if faults else "mended" if was_bad else "whole"
         if was_bad and mark:
             marked = _tell(lambda: store.upkeep.trust(checkpoint))
     elif not _exists(store, checkpoint):

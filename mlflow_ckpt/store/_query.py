@@ -20,6 +20,7 @@ from mlflow.entities import LoggedModel
 from mlflow.exceptions import MlflowException
 from mlflow.store.entities import PagedList
 
+from mlflow_ckpt.errors import ManifestError
 from mlflow_ckpt.record import (
     COMPLETE_TAG,
     DIGEST_TAG,
@@ -237,7 +238,21 @@ def held(tags: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def to_checkpoint(model: LoggedModel, series: Series) -> Checkpoint:
-    """Read a LoggedModel that carries the commit tag."""
+    """Read a LoggedModel that carries the commit tag.
+
+    Raises:
+        ManifestError: If its tags are not those of a checkpoint.
+    """
+    try:
+        return _to_checkpoint(model, series)
+    except (KeyError, ValueError) as error:
+        raise ManifestError(
+            f"Expected the tags of a checkpoint. Received: logged model {model.model_id} "
+            f"({model.name}) of run {model.source_run_id}: {error!r}. Repair or delete it."
+        ) from error
+
+
+def _to_checkpoint(model: LoggedModel, series: Series) -> Checkpoint:
     latest: dict[str, tuple[int, float]] = {}
     for metric in model.metrics or []:
         key = metric.key.removeprefix(series.prefix)
