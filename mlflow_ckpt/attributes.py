@@ -11,6 +11,7 @@ by samples of its bytes, a collection beyond 4 MiB by its identity and length.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import random
 import types
@@ -34,6 +35,11 @@ _WHOLE, _SAMPLES, _SAMPLE = 16 * LIMIT, 64, 65536  # of arrays, in bytes
 # Keras sets these at every fit; they are no state of the callback's.
 _NEVER = frozenset({"_model", "model", "params"})
 _CHANGEABLE = (bytearray, list, dict, set, deque, np.ndarray)
+# Nothing that is stored can take the place of these.
+_CODE = (
+    types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType, type,
+    functools.partial,
+)  # fmt: skip
 _GENERATORS = (np.random.Generator, np.random.RandomState, random.Random)
 
 
@@ -252,7 +258,7 @@ def _may_set(owner: object, name: str) -> bool:
     if name.startswith("__") and name.endswith("__"):
         return False
     if name in _own_dict(owner) or name in _slots(owner):
-        return True
+        return not isinstance(_held(owner).get(name), _CODE)
     of_class = inspect.getattr_static(type(owner), name, None)
     return hasattr(owner, "__dict__") and not (
         callable(of_class) or hasattr(type(of_class), "__set__") or hasattr(of_class, "__func__")

@@ -18,7 +18,7 @@ import keras
 
 from mlflow_ckpt import keras_callbacks
 from mlflow_ckpt.attributes import Attributes
-from mlflow_ckpt.errors import ConfigError
+from mlflow_ckpt.errors import CheckpointError, ConfigError, ManifestError
 from mlflow_ckpt.plain import Decoder, Encoder, detached
 
 # Their callbacks keep nothing that a resume gives back; a subclass of the user's may.
@@ -74,18 +74,30 @@ class CallbackStates:
         Raises:
             ManifestError: If a state cannot be read. Callbacks before it have theirs.
         """
-        left = []
+        left: list[str] = []
         for key, state in saved.items():
-            callback = self._callbacks.get(key)
-            if callback is None or ("own" in state and not _has_methods(callback)):
-                left += [key] if any(state.values()) else []
-            elif "own" in state:
-                callback.restore_checkpoint_state(Decoder().decode(state["own"]))
-            else:
-                names = keras_callbacks.restore(callback, state)
-                names += self._restore_attributes(key, state.get("attributes"))
-                left += [f"{key}.{name}" for name in names]
+            try:
+                left += self._restore_one(key, state)
+            except Exception as error:
+                if isinstance(error, CheckpointError):
+                    raise
+                raise ManifestError(
+                    f"The stored state of the callback {key} cannot be given back: "
+                    f"{type(error).__name__}: {error}. Take another checkpoint, or leave the "
+                    "callback out."
+                ) from error
         return sorted(left)
+
+    def _restore_one(self, key: str, state: Mapping[str, Any]) -> list[str]:
+        callback = self._callbacks.get(key)
+        if callback is None or ("own" in state and not _has_methods(callback)):
+            return [key] if any(hasattr(v, "dtype") or v for v in state.values()) else []
+        if "own" in state:
+            callback.restore_checkpoint_state(Decoder().decode(state["own"]))
+            return []
+        names = keras_callbacks.restore(callback, state)
+        names += self._restore_attributes(key, state.get("attributes"))
+        return [f"{key}.{name}" for name in names]
 
     def _restore_attributes(self, key: str, state: Mapping[str, Any] | None) -> list[str]:
         if state is None:

@@ -12,14 +12,14 @@ from typing import Any
 
 import yaml
 
-from mlflow_ckpt.manifest import digest_bytes
+from mlflow_ckpt.digests import ALGORITHM, digest_bytes
 
 PATH = "MLmodel"
 # Files that MLflow makes and rewrites, such as in `set_signature`; no state lies in them.
 CARD = frozenset({PATH, "conda.yaml", "python_env.yaml", "requirements.txt"})
 # Where it lies, and not what it is.
 _PLACE = frozenset({"run_id", "model_id", "model_uuid", "artifact_path"})
-_MAX_BYTES = 1 << 18
+MAX_BYTES = 1 << 18
 
 
 class _Plain(yaml.SafeLoader):
@@ -31,13 +31,13 @@ class _Plain(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def digest(data: bytes, algorithm: str = "blake3") -> str | None:
+def digest(data: bytes, algorithm: str = ALGORITHM) -> str | None:
     """Digest of what an `MLmodel` says, as `<algorithm>:<hex>`; `None` if it is none.
 
     It is that of canonical JSON (sorted keys, UTF-8) of its mapping, without `run_id`,
     `model_id`, `model_uuid` and `artifact_path`.
     """
-    if len(data) > _MAX_BYTES:
+    if len(data) > MAX_BYTES:
         return None
     try:
         # A safe loader: it makes plain values and nothing else.

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_ckpt import parcel, training_state
+from mlflow_ckpt.digests import digest_bytes
 from mlflow_ckpt.durable import sync
-from mlflow_ckpt.manifest import FILENAME, Manifest, digest_bytes
+from mlflow_ckpt.manifest import FILENAME, Manifest
 from mlflow_ckpt.pending import SaveRequest
 from mlflow_ckpt.policy import Keep
 from mlflow_ckpt.store import Store, write_card

@@ -17,8 +17,8 @@ from typing import Any
 import keras
 
 from mlflow_ckpt import keras_internals
+from mlflow_ckpt.digests import digest_bytes
 from mlflow_ckpt.errors import ModelMismatch, ModelNotBuilt
-from mlflow_ckpt.manifest import digest_bytes
 
 _ADVICE = "Build the model as it was when the checkpoint was made, or choose another checkpoint."
 

@@ -115,7 +115,8 @@ class FitState:
             batch: Batches of the first epoch that are trained already.
         """
         if place and self.feed is not None:
-            self.feed.resume(saved["data"], batch)
+            with keras_internals.finding_place():
+                self.feed.resume(saved["data"], batch)
         return self._restore(saved, callbacks=callbacks)
 
     def restore_inside(self, saved: Mapping[str, Any]) -> list[str]:

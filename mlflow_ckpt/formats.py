@@ -86,5 +86,5 @@ def _sync(path: Path) -> None:
 
 def first_line(error: BaseException) -> str:
     """The first line of a message of Keras's, as a sentence."""
-    text = str(error).strip().partition("\n")[0]
+    text = str(error).strip().partition("\n")[0] or type(error).__name__
     return text if text.endswith(".") else f"{text}."

@@ -14,14 +14,14 @@ from __future__ import annotations
 import csv
 import dis
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from mlflow_ckpt.errors import ConfigError
+from mlflow_ckpt.errors import ConfigError, ManifestError
 from mlflow_ckpt.plain import Decoder, Encoder
 
 KERAS_STATE: Mapping[str, tuple[str, ...]] = {
@@ -108,14 +108,72 @@ def capture(callback: keras.callbacks.Callback) -> tuple[dict[str, Any], list[st
 
 def restore(callback: keras.callbacks.Callback, state: Mapping[str, Any]) -> list[str]:
     """Set what `capture` returned; return the names of what found no place."""
+    left = []
     for name in listed(callback):
-        if name in state:
-            setattr(callback, name, Decoder().decode(state[name]))
+        if name not in state:
+            continue
+        value = Decoder().decode(state[name])
+        if not _CHECKS[name](value):
+            raise ManifestError(
+                f"Expected a value that {type(callback).__name__}.{name} can have. "
+                f"Received: {str(value)[:80]!r}"
+            )
+        if name == "best_weights" and not _fits(callback, value):
+            left.append(name)
+        else:
+            setattr(callback, name, value)
     if state.get("monitor_op") in _OPERATIONS:
         _pick_comparison(callback, state["monitor_op"])
     if isinstance(callback, keras.callbacks.CSVLogger) and "text" in state:
-        return [] if _rewrite(callback, state) else ["csv_file"]
-    return []
+        left += [] if _rewrite(callback, state) else ["csv_file"]
+    return left
+
+
+# --- what an attribute can be -------------------------------------------------
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and abs(int(value)) < 1 << 63
+
+
+def _is_best(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.shape == () and value.dtype.kind in "iuf"
+    if isinstance(value, int):
+        return abs(value) < 1 << 53
+    return value is None or isinstance(value, (float, np.number))
+
+
+def _is_list_of(kind: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(isinstance(v, kind) for v in value)
+
+
+def _is_history(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(k, str) and isinstance(v, list) for k, v in value.items()
+    )
+
+
+def _is_weights(value: Any) -> bool:
+    return value is None or _is_list_of(np.ndarray)(value)
+
+
+def _fits(callback: keras.callbacks.Callback, weights: Any) -> bool:
+    """Whether the weights are those of the model; it is changed at the end of the fit only."""
+    if weights is None or callback.model is None or not callback.model.built:
+        return True
+    return [w.shape for w in weights] == [tuple(v.shape) for v in callback.model.weights]
+
+
+_CHECKS: Mapping[str, Callable[[Any], bool]] = {
+    **{name: _is_whole for names in KERAS_STATE.values() for name in names},
+    "_ema_weights_in_model": lambda value: isinstance(value, bool),
+    "best": _is_best,
+    "best_weights": _is_weights,
+    "epoch": _is_list_of(int),
+    "history": _is_history,
+    "keys": lambda value: value is None or _is_list_of(str)(value),
+}
 
 
 # --- the comparison -----------------------------------------------------------

@@ -12,80 +12,46 @@ Paths are POSIX and relative to the checkpoint. Digests are `<algorithm>:<hex>`.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import mmap
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
-from blake3 import blake3
-
+from mlflow_ckpt import card_content, plain_json
+from mlflow_ckpt.below import NO_FILE, open_below
+from mlflow_ckpt.digests import ALGORITHMS, digest_bytes, digest_file
 from mlflow_ckpt.errors import DigestMismatch, FormatTooNew, ManifestError
+from mlflow_ckpt.format_version import check_format
 
 FILENAME = "manifest.json"
 FORMAT = "1.0"
-ALGORITHM = "blake3"
 _MAJOR = 1
-_CHUNK = 1 << 20
-
-
-class _Hasher(Protocol):
-    def update(self, data: bytes | mmap.mmap, /) -> object: ...
-    def hexdigest(self) -> str: ...
-
-
-# Readers keep every algorithm that a committed manifest may name.
-_ALGORITHMS: dict[str, Callable[[], _Hasher]] = {"blake3": blake3, "sha256": hashlib.sha256}
-
-
-def digest_bytes(data: bytes, algorithm: str = ALGORITHM) -> str:
-    """Digest of `data` as `<algorithm>:<hex>`."""
-    hasher = _ALGORITHMS[algorithm]()
-    hasher.update(data)
-    return f"{algorithm}:{hasher.hexdigest()}"
-
-
-def digest_file(file: BinaryIO, algorithm: str = ALGORITHM) -> str:
-    """Digest of an open file, whatever was read of it before.
-
-    A file beyond 1 MiB is mapped, and blake3 then runs on every core; who truncates it
-    meanwhile kills the process. A smaller one is read.
-    """
-    if os.fstat(file.fileno()).st_size > _CHUNK:
-        try:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError):
-            return _digest_chunks(file, algorithm)  # a file system that maps nothing
-        with data:
-            # No threads for what is small: blake3's pool, once made, stays.
-            hasher = (
-                blake3(max_threads=blake3.AUTO)
-                if algorithm == "blake3"
-                else _ALGORITHMS[algorithm]()
-            )
-            hasher.update(data)
-            return f"{algorithm}:{hasher.hexdigest()}"
-    return _digest_chunks(file, algorithm)
-
-
-def _digest_chunks(file: BinaryIO, algorithm: str) -> str:
-    hasher = _ALGORITHMS[algorithm]()
-    file.seek(0)
-    while chunk := file.read(_CHUNK):
-        hasher.update(chunk)
-    return f"{algorithm}:{hasher.hexdigest()}"
+LARGEST = 256 << 20  # bytes of a manifest; that of 100,000 variables has 20 MiB
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileEntry:
-    """One file: POSIX path relative to the checkpoint, size in bytes, digest."""
+    """One file of a checkpoint.
+
+    Attributes:
+        path: POSIX, relative to the checkpoint.
+        size: In bytes.
+        digest: Of its bytes.
+        content: Of an `MLmodel`, the digest of what it says: see `card_content.py`. A file of
+            other bytes that says the same is the committed one.
+    """
 
     path: str
     size: int
     digest: str
+    content: str | None = None
+
+    @property
+    def limit(self) -> int:
+        """How many bytes the file may have."""
+        return self.size if self.content is None else max(self.size, card_content.MAX_BYTES)
 
     def open(self, root: Path) -> BinaryIO:
         """Open the file below `root`, and return it once its size and digest are right.
@@ -93,25 +59,41 @@ class FileEntry:
         What was judged is the open file: another one that takes its path afterwards is not
         read. It stands at its beginning.
 
+        No link below `root` is followed, and nothing but a regular file is read: a pipe would
+        hold the reader for ever.
+
         Raises:
-            DigestMismatch: If the file is missing, or its size or digest differs.
+            DigestMismatch: If the file is missing, a link, or its size or digest differs.
         """
         try:
-            file = (root / self.path).open("rb")
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-            raise _mismatch(self.path, self.digest, "no file") from error
+            file = open_below(root, self.path)
+        except OSError as error:
+            if error.errno not in NO_FILE:
+                raise
+            raise _mismatch(self.path, self.digest, f"no file ({error.strerror})") from error
         try:
-            size = os.fstat(file.fileno()).st_size
-            if size != self.size:
-                raise _mismatch(self.path, f"{self.size} bytes", f"{size} bytes")
-            found = digest_file(file, self.digest.partition(":")[0])
-            if found != self.digest:
-                raise _mismatch(self.path, self.digest, found)
+            fault = self._fault(file)
+            if fault is not None and not self._says_the_same(file):
+                raise fault
             file.seek(0)
         except BaseException:
             file.close()
             raise
         return file
+
+    def _fault(self, file: BinaryIO) -> DigestMismatch | None:
+        size = os.fstat(file.fileno()).st_size
+        if size != self.size:
+            return _mismatch(self.path, f"{self.size} bytes", f"{size} bytes")
+        found = digest_file(file, self.digest.partition(":")[0])
+        return None if found == self.digest else _mismatch(self.path, self.digest, found)
+
+    def _says_the_same(self, file: BinaryIO) -> bool:
+        if self.content is None:
+            return False
+        file.seek(0)
+        data = file.read(card_content.MAX_BYTES + 1)
+        return card_content.digest(data, self.content.partition(":")[0]) == self.content
 
     def verify(self, root: Path) -> Path:
         """Return the file's path below `root` once its size and digest are right.
@@ -121,6 +103,24 @@ class FileEntry:
         """
         with self.open(root):
             return root / self.path
+
+
+def read_bounded(root: Path) -> bytes:
+    """The manifest below `root`, if it is no larger than one can be.
+
+    Raises:
+        DigestMismatch: If it is missing, a link, or larger than 256 MiB.
+    """
+    try:
+        with open_below(root, FILENAME) as file:
+            data = file.read(LARGEST + 1)
+    except OSError as error:
+        if error.errno not in NO_FILE:
+            raise
+        raise _mismatch(FILENAME, "a manifest", f"no file ({error.strerror})") from error
+    if len(data) > LARGEST:
+        raise _mismatch(FILENAME, f"at most {LARGEST} bytes", "more")
+    return data
 
 
 def _mismatch(path: str, expected: str, found: str) -> DigestMismatch:
@@ -170,19 +170,27 @@ class Manifest:
             if name in given:
                 entries.append(given[name])
                 continue
+            content = card_content.digest(path.read_bytes()) if name == card_content.PATH else None
             with path.open("rb") as file:
-                entries.append(
-                    FileEntry(path=name, size=path.stat().st_size, digest=digest_file(file))
-                )
+                size, digest = path.stat().st_size, digest_file(file)
+            entries.append(FileEntry(path=name, size=size, digest=digest, content=content))
         return cls(files=entries, checkpoint=checkpoint, model=model, versions=versions)
 
     @property
     def total_bytes(self) -> int:
         return sum(entry.size for entry in self.files)
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values, without what is `None` of a file."""
+        files = [
+            {key: value for key, value in asdict(entry).items() if value is not None}
+            for entry in self.files
+        ]
+        return {**asdict(self), "files": files}
+
     def to_bytes(self) -> bytes:
         """Serialise as canonical JSON (sorted keys, UTF-8, no NaN)."""
-        text = json.dumps(asdict(self), sort_keys=True, indent=1, allow_nan=False)
+        text = json.dumps(self.to_dict(), sort_keys=True, indent=1, allow_nan=False)
         return text.encode()
 
     @classmethod
@@ -195,40 +203,31 @@ class Manifest:
             ManifestError: If it is not a manifest.
         """
         algorithm = digest.partition(":")[0]
-        if algorithm not in _ALGORITHMS:
+        if algorithm not in ALGORITHMS:
             raise ManifestError(
-                f"Expected one of {sorted(_ALGORITHMS)}. Received: digest={digest!r}"
+                f"Expected one of {sorted(ALGORITHMS)}. Received: digest={digest!r}"
             )
         found = digest_bytes(data, algorithm)
         if found != digest:
             raise _mismatch(FILENAME, digest, found)
         try:
-            return cls._read(json.loads(data))
-        except (
-            LookupError,
-            TypeError,
-            AttributeError,
-            ValueError,
-            ArithmeticError,
-            RecursionError,
-        ) as error:
+            return cls._read(plain_json.loads(data))
+        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
             if isinstance(error, (FormatTooNew, ManifestError)):
                 raise
             raise ManifestError(f"{FILENAME} is not of format {_MAJOR}.x: {error!r}") from error
 
     @classmethod
     def _read(cls, raw: Mapping[str, Any]) -> Manifest:
-        written = str(raw["format"])
-        if int(written.partition(".")[0]) > _MAJOR:
-            raise FormatTooNew(
-                f"The checkpoint has format {written}, this version reads up to {_MAJOR}.x. "
-                "Upgrade with: pip install -U mlflow-ckpt"
-            )
+        written = check_format(raw["format"], "The checkpoint")
+        files = [_read_entry(entry) for entry in raw["files"]]
+        if len({entry.path for entry in files} | {FILENAME}) <= len(files):
+            raise ManifestError(f"Expected each file once, and not {FILENAME} itself.")
         return cls(
-            files=[_read_entry(entry) for entry in raw["files"]],
+            files=files,
             checkpoint=dict(raw["checkpoint"]),
-            model=dict(raw.get("model", {})),
-            versions=dict(raw.get("versions", {})),
+            model=_read_model(raw.get("model", {})),
+            versions={str(k): str(v) for k, v in dict(raw.get("versions", {})).items()},
             format=written,
         )
 
@@ -238,7 +237,14 @@ class Manifest:
 
 
 def _read_entry(raw: Mapping[str, Any]) -> FileEntry:
-    entry = FileEntry(path=str(raw["path"]), size=int(raw["size"]), digest=str(raw["digest"]))
+    # Of a file that is read, the bytes count.
+    content = raw.get("content") if raw["path"] == card_content.PATH else None
+    entry = FileEntry(
+        path=str(raw["path"]),
+        size=int(raw["size"]),
+        digest=str(raw["digest"]),
+        content=None if content is None else str(content),
+    )
     pure = PurePosixPath(entry.path)
     unsafe = pure.is_absolute() or ".." in pure.parts or not pure.parts or "\\" in entry.path
     unsafe = unsafe or "\0" in entry.path or not _is_utf8(entry.path)
@@ -246,9 +252,39 @@ def _read_entry(raw: Mapping[str, Any]) -> FileEntry:
         raise ManifestError(
             f"Expected a relative path inside the checkpoint. Received: {entry.path!r}"
         )
-    if entry.digest.partition(":")[0] not in _ALGORITHMS:
-        raise ManifestError(f"Expected one of {sorted(_ALGORITHMS)}. Received: {entry.digest!r}")
+    for digest in filter(None, (entry.digest, entry.content)):
+        if digest.partition(":")[0] not in ALGORITHMS:
+            raise ManifestError(f"Expected one of {sorted(ALGORITHMS)}. Received: {digest!r}")
     return entry
+
+
+def _read_model(raw: Any) -> dict[str, Any]:
+    """The fingerprint, of which `fingerprint.py` reads variables and optimizers."""
+    model = dict(raw)
+    _read_variables(model.get("variables", []))
+    for optimizer in _list(model.get("optimizers", [])):
+        _read_variables(optimizer["variables"])
+        names = optimizer["attribute"], optimizer["class"]
+        positions = _list(optimizer["trains"])
+        count = len(model.get("variables", []))
+        if not all(isinstance(name, str) for name in names) or not all(
+            type(n) is int and 0 <= n < count for n in positions
+        ):
+            raise ManifestError(f"Expected an optimizer of the model's. Received: {names!r}")
+    return model
+
+
+def _read_variables(raw: Any) -> None:
+    for path, shape, dtype in _list(raw):
+        whole = all(type(size) is int and size >= 0 for size in _list(shape))
+        if not (whole and isinstance(path, str) and isinstance(dtype, str)):
+            raise ManifestError(f"Expected a path, a shape and a dtype. Received: {path!r}")
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ManifestError(f"Expected a list. Received: {type(value).__name__}")
+    return value
 
 
 def _is_utf8(text: str) -> bool:

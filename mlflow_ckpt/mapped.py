@@ -5,12 +5,12 @@ second and a third. In the files that Keras writes, a tensor is one run of bytes
 offset, so an array over the map costs nothing and the copy into the variable is the only
 one. HDF5 itself reads no more than the metadata here.
 
-    open file -> zip member, if it is a .keras -> map -> HDF5 metadata -> view(dataset)
+    open file -> map -> zip member, if it is a .keras -> looked through -> HDF5 -> view(dataset)
 
-Nothing is handed out before the whole file was looked through: no link leads out of it, no
-dataset lies elsewhere, and no tensor ends beyond the file's end. Offsets and lengths are in
-bytes. Whoever writes into the file while it is mapped changes what is read, and whoever
-truncates it kills the process: map only what nobody rewrites in place.
+Nothing is handed out before the whole file was looked through (`zipped.py`, `hdf5.py`).
+Offsets and lengths are in bytes. Whoever writes into the file while it is mapped changes
+what is read, and whoever truncates it kills the process: map only what nobody rewrites in
+place.
 """
 
 from __future__ import annotations
@@ -19,37 +19,22 @@ import contextlib
 import io
 import math
 import mmap
-import struct
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any, BinaryIO
+from zlib import crc32
 
 import h5py
 import ml_dtypes
 import numpy as np
 
+from mlflow_ckpt import hdf5, zipped
 from mlflow_ckpt.errors import ModelNotLoadable
 from mlflow_ckpt.formats import MEMBER, first_line
+from mlflow_ckpt.hdf5 import Stored
+from mlflow_ckpt.hdf5_types import Unlike
 
-_LOCAL_HEADER = struct.Struct("<4s5H3L2H")
-_LOCAL_SIGNATURE = b"PK\x03\x04"
-_ENCRYPTED = 0x1
-# A dataset that declares more than the floor and this many times what it stores would
-# allocate memory for nothing: the bounds of `keras.src.saving.saving_lib`.
-_BOMB_FLOOR_BYTES = 1 << 32
-_BOMB_EXPANSION = 1000
-# What zipfile, h5py and HDF5 raise for a file that is not what it says.
-_UNREADABLE = (
-    zipfile.BadZipFile,
-    struct.error,
-    OSError,
-    RuntimeError,
-    ValueError,
-    LookupError,
-    TypeError,
-    OverflowError,
-    NotImplementedError,
-)
+# What h5py and HDF5 raise for a file that is not what it says.
+_UNREADABLE = (Unlike, OSError, RuntimeError, ValueError, LookupError, TypeError, OverflowError)
 
 
 class MappedWeights:
@@ -59,6 +44,9 @@ class MappedWeights:
 
     Attributes:
         h5: The file's metadata, for HDF5 to read. Every object in it was checked.
+        stored: Every dataset.
+        content: The bytes of the weights file.
+        members: Names of what else a `.keras` file holds.
 
     Raises:
         ModelNotLoadable: If the file is damaged, leads out of itself, or holds its weights
@@ -66,28 +54,24 @@ class MappedWeights:
     """
 
     h5: h5py.File
+    stored: list[Stored]
+    content: memoryview
 
     def __init__(self, file: BinaryIO) -> None:
         with contextlib.ExitStack() as undo:
-            self._map = _map(file)
-            undo.callback(self._close_map)
+            self._map = mapped(file)
+            undo.callback(_close, self._map)
             self._bytes = memoryview(self._map)
             undo.callback(self._bytes.release)
             try:
-                start, length = _weights_within(file, len(self._bytes))
-                self._window = self._bytes[start : start + length]
-                undo.callback(self._window.release)
-                self.h5 = h5py.File(_Window(self._window), mode="r")
+                self._members, weights = _take_apart(self._bytes)
+                self._start = weights.start
+                self.content = self._bytes[weights.start : weights.start + weights.size]
+                undo.callback(self.content.release)
+                self.stored, self.h5 = opened(self.content)
                 undo.callback(self.h5.close)
-                for dataset in _datasets(self.h5):
-                    self._check(dataset)
             except _UNREADABLE as error:
-                if isinstance(error, ModelNotLoadable):
-                    raise
-                raise ModelNotLoadable(
-                    f"Expected weights as Keras writes them. Received: {first_line(error)} "
-                    "Take another checkpoint."
-                ) from error
+                raise _refusal(error) from error
             self._close = undo.pop_all()
 
     def __enter__(self) -> MappedWeights:
@@ -96,11 +80,23 @@ class MappedWeights:
     def __exit__(self, *_: object) -> None:
         self._close.close()
 
-    def _close_map(self) -> None:
-        # An array that somebody kept keeps the map; it goes with the last of them.
-        with contextlib.suppress(BufferError):
-            if isinstance(self._map, mmap.mmap):
-                self._map.close()
+    @property
+    def members(self) -> list[str]:
+        return list(self._members)
+
+    def member(self, name: str) -> bytes:
+        """A copy of one of `members`.
+
+        Raises:
+            ModelNotLoadable: If there is none of this name, or its CRC-32 is wrong.
+        """
+        found = self._members.get(name)
+        if found is None:
+            raise _refusal(f"an archive without {name!r}")
+        data = bytes(self._bytes[found.start : found.start + found.size])
+        if crc32(data) != found.crc:
+            raise _refusal(f"a damaged {name!r}")
+        return data
 
     def view(self, dataset: h5py.Dataset) -> np.ndarray[Any, Any] | None:
         """A dataset as a read-only array over the map, in its own shape and dtype.
@@ -109,61 +105,80 @@ class MappedWeights:
         two opaque bytes with an attribute `dtype`.
 
         Returns:
-            `None` if the bytes are not the array as it would lie in memory (chunked,
-            compressed, empty, big-endian, booleans): HDF5 has to read those.
+            `None` if the bytes are not the array as it would lie in memory (empty,
+            big-endian, booleans): HDF5 has to read those.
         """
         offset, dtype = dataset.id.get_offset(), dataset.dtype
-        if offset is None or not _is_contiguous(dataset) or self.h5.userblock_size:
+        if offset is None:
             return None
         if dtype.kind == "V" and dtype.names is None and dtype.subdtype is None:
             if dtype.itemsize == 2 and dataset.attrs.get("dtype") == "bfloat16":
                 dtype = np.dtype(ml_dtypes.bfloat16)
-        elif dtype.kind not in "iuf" or not _is_native(dataset):
+        elif dtype.kind not in "iuf" or not dtype.isnative:
             return None
         count = math.prod(dataset.shape)
         if count == 0:
             return None
-        return np.frombuffer(self._window, dtype, count, offset).reshape(dataset.shape)
+        return np.frombuffer(self.content, dtype, count, offset).reshape(dataset.shape)
 
-    def _check(self, dataset: h5py.Dataset) -> None:
-        name = dataset.name
-        if dataset.external:
-            raise _refusal(f"the external dataset {name!r}")
-        if dataset.is_virtual:
-            raise _refusal(f"the virtual dataset {name!r}")
-        if dataset.shape is None:
-            return
-        declared = math.prod(dataset.shape) * dataset.dtype.itemsize
-        stored = dataset.id.get_storage_size()
-        if declared > _BOMB_FLOOR_BYTES and declared > _BOMB_EXPANSION * stored:
-            raise _refusal(f"{name!r}, which declares {declared} bytes and stores {stored}")
-        offset = dataset.id.get_offset()
-        if offset is not None and offset + max(stored, declared) > len(self._window):
-            raise _refusal(f"{name!r}, which ends beyond the end of its file")
+    def forget(self, dataset: h5py.Dataset) -> None:
+        """Take the pages of a dataset that was copied out of this process's memory.
+
+        They come back if they are read again.
+        """
+        if isinstance(self._map, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            start = self._start + dataset.id.get_offset()
+            first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+            length = (start + dataset.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
+            if length > 0:
+                self._map.madvise(mmap.MADV_DONTNEED, first, length)
 
 
-def _is_contiguous(dataset: h5py.Dataset) -> bool:
-    return bool(dataset.id.get_create_plist().get_layout() == h5py.h5d.CONTIGUOUS)
-
-
-def _is_native(dataset: h5py.Dataset) -> bool:
-    # NumPy has no name for every number that HDF5 can lay out: then they differ.
-    return bool(h5py.h5t.py_create(dataset.dtype.newbyteorder("=")) == dataset.id.get_type())
-
-
-def _refusal(what: str) -> ModelNotLoadable:
+def _refusal(what: object) -> ModelNotLoadable:
+    text = first_line(what) if isinstance(what, Exception) else f"{what}."
     return ModelNotLoadable(
-        f"Expected weights as Keras writes them. Received: {what}. Take another checkpoint."
+        f"Expected a model file as Keras writes it. Received: {text} Take another checkpoint."
     )
 
 
-def _map(file: BinaryIO) -> mmap.mmap | bytes:
+def _take_apart(view: memoryview) -> tuple[Mapping[str, zipped.Member], zipped.Member]:
+    """The members of an archive, and where the weights lie: all of it, if it is none."""
+    if view[:4] != zipped.SIGNATURE:
+        return {}, zipped.Member(0, len(view), 0)
+    members = dict(zipped.look_through(view))
+    weights = members.pop(MEMBER, None)
+    if weights is None:
+        raise Unlike(f"0 members called {MEMBER!r}")
+    return members, weights
+
+
+# --- bytes that HDF5 may read -------------------------------------------------
+
+
+def mapped(file: BinaryIO) -> mmap.mmap | bytes:
+    """The whole of an open file, mapped where its file system can."""
     try:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError):
-        # Empty, or on a file system that maps nothing.
+        # Empty, in memory, or on a file system that maps nothing.
         file.seek(0)
         return file.read()
+
+
+def _close(content: mmap.mmap | bytes) -> None:
+    # An array that somebody kept keeps the map; it goes with the last of them.
+    with contextlib.suppress(BufferError):
+        if isinstance(content, mmap.mmap):
+            content.close()
+
+
+def opened(view: memoryview) -> tuple[list[Stored], h5py.File]:
+    """Look through an HDF5 file, then let HDF5 open it; the caller closes it first.
+
+    Raises:
+        Unlike, OSError: If it is not of the kind that Keras writes.
+    """
+    return hdf5.look_through(view), h5py.File(_Window(view), mode="r")
 
 
 class _Window(io.RawIOBase):
@@ -193,61 +208,3 @@ class _Window(io.RawIOBase):
         target[: len(source)] = source
         self._position += len(source)
         return len(source)
-
-
-def _datasets(h5: h5py.File) -> Iterator[h5py.Dataset]:
-    """Every dataset of the file, once; refuses whatever leads out of it."""
-    groups, seen = [h5], {h5py.h5o.get_info(h5.id).addr}
-    while groups:
-        group = groups.pop()
-        for name in group:
-            link = group.get(name, getlink=True)
-            if not isinstance(link, h5py.HardLink):
-                raise _refusal(f"a {type(link).__name__} at {group.name!r}")
-            item = group[name]
-            address = h5py.h5o.get_info(item.id).addr
-            if address in seen:
-                continue
-            seen.add(address)
-            if isinstance(item, h5py.Group):
-                groups.append(item)
-            elif isinstance(item, h5py.Dataset):
-                yield item
-
-
-def _weights_within(file: BinaryIO, size: int) -> tuple[int, int]:
-    """Offset and length of the HDF5 file: all of `file`, or a member if it is an archive."""
-    file.seek(0)
-    if file.read(len(_LOCAL_SIGNATURE)) != _LOCAL_SIGNATURE:
-        return 0, size
-    with zipfile.ZipFile(file) as archive:
-        return _member(archive, file, size)
-
-
-def _member(archive: zipfile.ZipFile, file: BinaryIO, size: int) -> tuple[int, int]:
-    """Where the bytes of `model.weights.h5` lie: stored as they are, and nobody else's."""
-    infos = archive.infolist()
-    named = [info for info in infos if info.filename == MEMBER]
-    if len(named) != 1:
-        raise _refusal(f"{len(named)} members called {MEMBER!r}")
-    info = named[0]
-    if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & _ENCRYPTED:
-        raise _refusal(f"a compressed or encrypted {MEMBER!r}")
-    file.seek(info.header_offset)
-    header = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
-    signature, flags, method, name_length, extra_length = (header[i] for i in (0, 2, 3, 9, 10))
-    name = file.read(name_length)
-    if (
-        signature != _LOCAL_SIGNATURE
-        or flags & _ENCRYPTED
-        or method != zipfile.ZIP_STORED
-        or name != MEMBER.encode()
-    ):
-        raise _refusal(f"an archive whose two headers of {MEMBER!r} differ")
-    start = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
-    end = start + info.file_size
-    later = [i.header_offset for i in infos if i.header_offset >= info.header_offset]
-    later.remove(info.header_offset)
-    if info.file_size != info.compress_size or end > min([archive.start_dir, size, *later]):
-        raise _refusal(f"an archive in which {MEMBER!r} overlaps another part")
-    return start, info.file_size

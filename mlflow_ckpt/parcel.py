@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mlflow_ckpt.manifest import FILENAME, Manifest
+from mlflow_ckpt.manifest import Manifest, read_bounded
 from mlflow_ckpt.policy import Keep
 from mlflow_ckpt.record import Checkpoint, MetricRow, Position, Series
 
@@ -74,4 +74,4 @@ def manifest_of(files: Path, digest: str) -> Manifest:
     Raises:
         DigestMismatch, ManifestError: As `Manifest.parse`.
     """
-    return Manifest.parse((files / FILENAME).read_bytes(), digest=digest)
+    return Manifest.parse(read_bounded(files), digest=digest)

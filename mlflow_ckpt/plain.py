@@ -31,6 +31,7 @@ from mlflow_ckpt.plain_objects import (
     packed,
     state_of,
     unpacked,
+    unpacked_numbers,
     variables_of,
     with_state,
 )
@@ -321,7 +322,7 @@ class Decoder:
 
 _ATOMS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     "int": lambda tree: int(tree["hex"], 16),
-    "numbers": lambda tree: tree["values"].tolist(),
+    "numbers": lambda tree: unpacked_numbers(tree["values"]),
     "bytes": lambda tree: tree["data"].tobytes(),
     "bytearray": lambda tree: bytearray(tree["data"].tobytes()),
     "array": unpacked,

@@ -72,6 +72,12 @@ def as_array(numbers: list[Any]) -> np.ndarray[Any, Any] | None:
         return None
 
 
+def unpacked_numbers(values: np.ndarray[Any, Any]) -> list[Any]:
+    if values.ndim != 1 or values.dtype not in (np.float64, np.int64):
+        raise ManifestError(f"Expected numbers of 8 bytes each. Received: {values.dtype}")
+    return list(values.tolist())
+
+
 # --- random generators --------------------------------------------------------
 
 
@@ -108,6 +114,7 @@ def with_state(kind: str, state: Mapping[str, Any], present: Any) -> Any:
     if kind not in ("Generator", "RandomState") or bits not in _BIT_GENERATORS:
         raise ManifestError(f"Expected a generator of NumPy's. Received: {kind!r} on {bits!r}")
     maker = getattr(np.random, kind)
+    _check_places(bits, state)
     same = type(present) is maker and _bits(present) == bits
     generator = present if same else maker(getattr(np.random, bits)())
     if isinstance(generator, np.random.Generator):
@@ -115,6 +122,18 @@ def with_state(kind: str, state: Mapping[str, Any], present: Any) -> Any:
     else:
         generator.set_state(state)
     return generator
+
+
+def _check_places(bits: str, state: Mapping[str, Any]) -> None:
+    """Raise if a generator would draw from beside its words: NumPy looks at no place twice."""
+    if bits == "MT19937":
+        words, place, size = state["state"]["key"], state["state"]["pos"], 624
+    elif bits == "Philox":
+        words, place, size = state["buffer"], state["buffer_pos"], 4
+    else:
+        return
+    if len(words) != size or type(place) is not int or not 0 <= place <= size:
+        raise ManifestError(f"Expected a place among {size} words of {bits}. Received: {place!r}")
 
 
 def _bits(generator: Any) -> str:

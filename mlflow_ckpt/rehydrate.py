@@ -1,33 +1,42 @@
 """Bring a model back from the open, verified files of a checkpoint.
 
 Tensors come out of a memory map (`mapped.py`), through Keras's own loading of each layer.
-Where Keras has moved what that leans on, or the weights are of another kind, its public
-loader reads a copy of the file instead; `mlflow_ckpt`'s log says why, at DEBUG.
+Where Keras has moved what that leans on, its public loader reads a copy of the file instead;
+`mlflow_ckpt`'s log says why, at DEBUG. Either way a file is looked through first: its
+structure, what its config would run (`safe_config.py`), and how much memory it asks for.
 """
 
 from __future__ import annotations
 
-import json
+import io
 import logging
 import shutil
+import sys
 import tempfile
 import warnings
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import keras
 
-from mlflow_ckpt import fingerprint, keras_internals
+from mlflow_ckpt import fingerprint, keras_internals, plain_json
 from mlflow_ckpt.errors import ArchitectureMissing, ModelMismatch, ModelNotLoadable
-from mlflow_ckpt.formats import CONFIG, MEMBER, MODEL, WEIGHTS, first_line
+from mlflow_ckpt.formats import CONFIG, MODEL, WEIGHTS, first_line
 from mlflow_ckpt.mapped import MappedWeights
+from mlflow_ckpt.safe_config import refuse_code
 
 _logger = logging.getLogger("mlflow_ckpt")
 
 Files = Mapping[str, BinaryIO]
+
+_CONFIG_MEMBER, _METADATA_MEMBER, _ASSETS = "config.json", "metadata.json", "assets/"
+# Bytes of variables that a model may have beyond those in its file: seeds, metrics.
+_SLACK = 64 << 20
+# So many times its weights a model may need whose optimizer has no state in the file: the
+# optimizer makes up to five variables for each of them.
+_UNTRAINED = 6
 
 
 def read_model(
@@ -55,15 +64,15 @@ def read_model(
             f"{source} holds weights only, and its model has no config to rebuild it from. "
             "Build the model yourself and call: load_weights(model, run_id, which)"
         )
-    read = _read_whole if MODEL in files else _read_parts
     never_trained = not any(o["trains"] for o in recorded.get("optimizers", []))
+    options = {"custom_objects": custom_objects, "compile": compile, "safe_mode": safe_mode}
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), MappedWeights(_weights_file(files)) as weights:
             if never_trained and MODEL in files:
                 # Keras builds the optimizer, finds no state for it and warns; there was none.
                 warnings.filterwarnings("ignore", message="Skipping variable loading")
-            return read(files, custom_objects=custom_objects, compile=compile, safe_mode=safe_mode)
-    except (TypeError, ValueError, RuntimeError, LookupError, OSError, zipfile.BadZipFile) as error:
+            return _rebuild(files, weights, options)
+    except Exception as error:
         if isinstance(error, ModelNotLoadable):
             raise
         raise ModelNotLoadable(
@@ -73,33 +82,107 @@ def read_model(
         ) from error
 
 
-def _read_whole(files: Files, **options: Any) -> keras.Model:
-    file = files[MODEL]
-    with zipfile.ZipFile(file) as archive:
-        names = archive.namelist()
-        if not _by_keras(None if MEMBER in names else f"{MODEL} has no {MEMBER}"):
-            config = archive.read("config.json").decode("utf-8")
-            with MappedWeights(file) as weights:
-                return keras_internals.rebuild(config, weights, archive=archive, **options)
-    with _copy(file, "model.keras") as path:
-        return keras.saving.load_model(path, **options)
+def _rebuild(files: Files, weights: MappedWeights, options: dict[str, Any]) -> keras.Model:
+    raw = _read_config(files, weights)
+    config, bounded = plain_json.loads(raw), options["safe_mode"]
+    if options["safe_mode"]:
+        refuse_code(config, keras_internals.known_objects(options["custom_objects"]))
+    if _by_keras():
+        return _bounded(_reader(files, config, options), weights, bounded=bounded)
+    with _assets(weights) as assets:
+        text = raw.decode("utf-8")
+        return _bounded(
+            lambda: keras_internals.rebuild(text, weights, assets=assets, **options),
+            weights,
+            bounded=bounded,
+        )
 
 
-def _read_parts(files: Files, *, compile: bool, **options: Any) -> keras.Model:
+def _read_config(files: Files, weights: MappedWeights) -> bytes:
+    if MODEL in files:
+        return weights.member(_CONFIG_MEMBER)
     files[CONFIG].seek(0)
-    config = files[CONFIG].read().decode("utf-8")
-    if not _by_keras():
-        with MappedWeights(files[WEIGHTS]) as weights:
-            return keras_internals.rebuild(
-                config, weights, archive=None, compile=compile, **options
-            )
-    raw = json.loads(config)
-    if not compile:
-        raw["compile_config"] = None
-    model = keras.saving.deserialize_keras_object(raw, **options)
-    with _copy(files[WEIGHTS], "model.weights.h5") as path:
-        model.load_weights(path)
-    return model
+    return files[CONFIG].read()
+
+
+def _reader(files: Files, config: Any, options: dict[str, Any]) -> Callable[[], keras.Model]:
+    """How Keras's public functions make the model."""
+
+    def whole() -> keras.Model:
+        with _copy(files[MODEL], "model.keras") as path:
+            return keras.saving.load_model(path, **options)
+
+    def parts() -> keras.Model:
+        raw = config if options["compile"] else {**config, "compile_config": None}
+        others = {k: v for k, v in options.items() if k != "compile"}
+        model = keras.saving.deserialize_keras_object(raw, **others)
+        with _weights_copy(files) as path:
+            model.load_weights(path)
+        return model
+
+    return whole if MODEL in files else parts
+
+
+def _bounded(
+    make: Callable[[], keras.Model], weights: MappedWeights, *, bounded: bool
+) -> keras.Model:
+    """Make a model that has about as many bytes of variables as its file."""
+    stored = sum(each.size for each in weights.stored)
+    trained = any(each.path.startswith("/optimizer/") for each in weights.stored)
+    limit = _SLACK + stored * (2 if trained else _UNTRAINED)
+    with keras_internals.bounded_variables(limit if bounded else sys.maxsize) as budget:
+        try:
+            return make()
+        except Exception as error:
+            if budget.exceeded is None:
+                raise
+            raise ModelNotLoadable(
+                f"The model asks for more memory than its file explains: {budget.exceeded} bytes. "
+                "safe_mode=False allows it, for files you trust."
+            ) from error
+
+
+@contextmanager
+def _assets(weights: MappedWeights) -> Iterator[Path | None]:
+    """What a `.keras` file holds besides the model, in a folder of its own."""
+    names = [n for n in weights.members if n not in (_CONFIG_MEMBER, _METADATA_MEMBER)]
+    if not names:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="mlflow-ckpt-") as folder:
+        for name in names:
+            if not name.startswith(_ASSETS):
+                raise ModelNotLoadable(
+                    f"Expected a model file as Keras writes it. Received: a member {name!r}. "
+                    "Take another checkpoint."
+                )
+            path = Path(folder, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(weights.member(name))
+        yield Path(folder, _ASSETS)
+
+
+def build_from_recorded(model: keras.Model, config: Any, files: Files, *, source: str) -> None:
+    """Build a model on its recorded build config, within what its weights file explains.
+
+    Raises:
+        ModelNotLoadable: If it cannot be built on that, or would take more memory.
+    """
+
+    def make() -> keras.Model:
+        model.build_from_config(config)
+        return model
+
+    try:
+        with MappedWeights(_weights_file(files)) as weights:
+            _bounded(make, weights, bounded=True)
+    except Exception as error:
+        if isinstance(error, ModelNotLoadable):
+            raise
+        raise ModelNotLoadable(
+            f"The model could not be built as {source} says: {first_line(error)} Call it once on "
+            "a batch before fit."
+        ) from error
 
 
 def load_weights(model: keras.Model, files: Files, *, source: str) -> None:
@@ -118,7 +201,7 @@ def load_weights(model: keras.Model, files: Files, *, source: str) -> None:
                 return
             with _weights_copy(files) as path:
                 keras.saving.load_weights(model, path, objects_to_skip=optimizers)
-    except (ValueError, KeyError) as error:
+    except Exception as error:
         raise _mismatch(error, source) from error
 
 
@@ -138,7 +221,7 @@ def load_what_fits(model: keras.Model, files: Files, *, source: str) -> list[str
                 keras.saving.load_weights(
                     model, path, skip_mismatch=True, objects_to_skip=optimizers
                 )
-        except (ValueError, KeyError) as error:
+        except Exception as error:
             raise _mismatch(error, source) from error
     left = ["the state of the optimizer, which starts anew"]
     for warning in caught:
@@ -159,7 +242,7 @@ def load_training_state(model: keras.Model, files: Files, *, source: str) -> Non
         try:
             with keras_internals.regarded_as_built(model):
                 _load_everything(model, files)
-        except (ValueError, KeyError) as error:
+        except Exception as error:
             raise _mismatch(error, source) from error
     for warning in caught:
         if "Skipping variable loading" in str(warning.message):
@@ -185,9 +268,9 @@ def _mismatch(error: Exception, source: str) -> Exception:
 # --- Keras's own loader -------------------------------------------------------
 
 
-def _by_keras(reason: str | None = None) -> bool:
-    """Whether Keras's public loader must read the files, for `reason` or for a moved seam."""
-    reason = reason or keras_internals.missing_seams()
+def _by_keras() -> bool:
+    """Whether Keras's public loader must read the files, because a seam moved."""
+    reason = keras_internals.missing_seams()
     if reason is not None:
         _logger.debug("Keras's own loader reads the checkpoint, not the map: %s.", reason)
     return reason is not None
@@ -199,21 +282,17 @@ def _weights_file(files: Files) -> BinaryIO:
 
 @contextmanager
 def _weights_copy(files: Files) -> Iterator[Path]:
-    """A `.weights.h5` on disk: Keras skips objects in no other file."""
-    if WEIGHTS in files:
-        with _copy(files[WEIGHTS], "model.weights.h5") as path:
-            yield path
-        return
+    """A `.weights.h5` on disk, looked through: Keras skips objects in no other file."""
     with (
-        zipfile.ZipFile(files[MODEL]) as archive,
-        archive.open(MEMBER) as member,
-        _copy(member, "model.weights.h5") as path,
+        MappedWeights(_weights_file(files)) as weights,
+        _copy(io.BytesIO(), "model.weights.h5") as path,
     ):
+        path.write_bytes(weights.content)
         yield path
 
 
 @contextmanager
-def _copy(file: Any, name: str) -> Iterator[Path]:
+def _copy(file: BinaryIO, name: str) -> Iterator[Path]:
     """The content of an open file under a path of its own, which nobody else can change."""
     with tempfile.TemporaryDirectory(prefix="mlflow-ckpt-") as folder:
         path = Path(folder) / name

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -69,7 +68,7 @@ def describe(run_id: str, which: str) -> dict[str, Any]:
     for record in records(run_id, checkpoint.series):
         if record["model_id"] == checkpoint.model_id:
             where = {"run_id": run_id, "artifact_uri": checkpoint.artifact_uri}
-            return {**record, **where, "manifest": asdict(manifest)}
+            return {**record, **where, "manifest": manifest.to_dict()}
     raise CheckpointNotFound(
         f"The checkpoint {checkpoint.name} of run {run_id} was deleted just now. "
         f"See what is left with: mlflow-ckpt list {run_id}"

@@ -57,7 +57,9 @@ def restore(
     state = begun.state
     fetched = ground.open(begun.restore)
     if not keras_internals.has_variables(model) and state.get("build_config"):
-        model.build_from_config(state["build_config"])
+        rehydrate.build_from_recorded(
+            model, state["build_config"], fetched.files, source=fetched.source
+        )
     found = [] if begun.restart else fit_state.differences(state)
     result = Restored(
         differences=[str(difference) for difference in found],

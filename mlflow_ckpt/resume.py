@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import keras
 
-from mlflow_ckpt import training_state
+from mlflow_ckpt import state_schema, training_state
 from mlflow_ckpt.errors import ResumeError, SeriesInUse
 from mlflow_ckpt.ground import Ground
 from mlflow_ckpt.record import Checkpoint, Run, Series
@@ -188,7 +188,8 @@ def plan(
             f"{newest.epoch}, and resume=False would write its first epochs again. Start a new "
             f"run, or pass name='{series.name}2'."
         )
-    state = training_state.read(ground.open(newest).files[training_state.PATH])
+    state = training_state.read(ground.open(newest).files.get(training_state.PATH))
+    state_schema.check_position(state, kind=newest.kind, epoch=newest.epoch, step=newest.step)
     if int(state["fit"]) < fit:
         broken_off = earlier is not None and earlier.status == "running"
         return _after_the_fit_before(newest, state, fit, asked, broken_off)

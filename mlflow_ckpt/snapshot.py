@@ -23,10 +23,11 @@ import keras
 
 from mlflow_ckpt import fingerprint, formats, keras_internals
 from mlflow_ckpt.captured import Captured, why_not_copy_on_write
+from mlflow_ckpt.digests import digest_bytes
 from mlflow_ckpt.errors import ConfigError, ModelNotBuilt
 from mlflow_ckpt.host_copy import HostCopies
 from mlflow_ckpt.keras_internals import CannotRecord
-from mlflow_ckpt.manifest import FileEntry, digest_bytes
+from mlflow_ckpt.manifest import FileEntry
 from mlflow_ckpt.say import say
 from mlflow_ckpt.state_mark import StateMark
 from mlflow_ckpt.template import Template

@@ -8,8 +8,8 @@ import keras
 import numpy as np
 
 from mlflow_ckpt import fingerprint, keras_internals
+from mlflow_ckpt.digests import digest_bytes
 from mlflow_ckpt.host_copy import host_array
-from mlflow_ckpt.manifest import digest_bytes
 
 
 class StateMark:

@@ -11,18 +11,22 @@ there as unsigned integers). A mapping's key that begins with $ has it twice. No
 from __future__ import annotations
 
 import json
+import mmap
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 import h5py
 import keras
 import ml_dtypes
 import numpy as np
 
-from mlflow_ckpt import keras_internals
-from mlflow_ckpt.errors import ConfigError, FormatTooNew, ManifestError
+from mlflow_ckpt import keras_internals, plain_json, state_schema
+from mlflow_ckpt.errors import ConfigError, IntegrityError, ManifestError
+from mlflow_ckpt.format_version import check_format
+from mlflow_ckpt.hdf5 import Stored
+from mlflow_ckpt.mapped import mapped, opened
 
 PATH = "state/training_state.h5"
 FORMAT = "1.0"
@@ -63,39 +67,78 @@ def check_plain(value: Any) -> None:
     _encode(value, [], "value")
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Read what `write` wrote. Verify the file's digest first.
+def read(file: Path | BinaryIO | None) -> dict[str, Any]:
+    """Read what a `fit` wrote with `write`, and hold it against what a resume reads of it.
+
+    Args:
+        file: Open, and verified; a path is opened as it is. `None`: the checkpoint has none.
 
     Raises:
         FormatTooNew: If its major version is newer than 1.
-        ManifestError: If it is not a training state file.
+        ManifestError: If it is not a training state, or not of a `fit`; the place is named.
+    """
+    if file is None:
+        raise ManifestError(f"The checkpoint holds no {PATH}, so no fit can continue from it.")
+    state = read_tree(file)
+    state_schema.check(state)
+    return state
+
+
+def read_tree(file: Path | BinaryIO) -> dict[str, Any]:
+    """Read what `write` wrote, whatever it means.
+
+    Raises:
+        FormatTooNew, ManifestError: As `read`.
     """
     try:
-        with h5py.File(path, "r") as file:
-            written = str(file.attrs["format"])
-            if int(written.partition(".")[0]) > 1:
-                raise FormatTooNew(
-                    f"The training state has format {written}, this version reads up to 1.x. "
-                    "Upgrade with: pip install -U mlflow-ckpt"
-                )
-            tree = json.loads(bytes(file["state"][()]))
-            decoded = _decode(tree, lambda index: _read_array(file["arrays"], index))
-    except (OSError, KeyError, ValueError, TypeError, RecursionError) as error:
-        if isinstance(error, FormatTooNew):
+        if isinstance(file, Path):
+            with file.open("rb") as opened_file:
+                return _read_mapped(mapped(opened_file))
+        return _read_mapped(mapped(file))
+    except Exception as error:
+        if isinstance(error, IntegrityError):
             raise
         raise ManifestError(f"{PATH} is not a training state of format 1.x: {error!r}") from error
+
+
+def _read_mapped(content: mmap.mmap | bytes) -> dict[str, Any]:
+    """Read the tree out of a map; its arrays are copies."""
+    with memoryview(content) as view:
+        stored, h5 = opened(view)
+        with h5:
+            check_format(h5.attrs["format"], PATH)
+            tree = plain_json.loads(_bytes_of(view, stored))
+            decoded = _decode(tree, _Arrays(h5["arrays"]))
     if not isinstance(decoded, dict):
         raise ManifestError(f"{PATH} holds {type(decoded).__name__} instead of a mapping.")
     return decoded
 
 
-def _read_array(group: h5py.Group, index: str) -> np.ndarray[Any, Any]:
-    dataset = group[index]
-    array: np.ndarray[Any, Any] = np.asarray(dataset[()])
-    name = str(dataset.attrs["dtype"])
-    if name in _NARROW:
-        return array.view(np.dtype(getattr(ml_dtypes, name)))
-    return array
+def _bytes_of(view: memoryview, stored: Sequence[Stored]) -> bytes:
+    """The JSON: datasets do not overlap, so it is no larger than the file."""
+    (found,) = (each for each in stored if each.path == "/state")
+    return bytes(view[found.start or 0 : (found.start or 0) + found.size])
+
+
+class _Arrays:
+    """Gives out each array once: a tree that names one often would multiply it."""
+
+    def __init__(self, group: h5py.Group) -> None:
+        self._group = group
+        self._given: set[str] = set()
+
+    def __call__(self, index: str) -> np.ndarray[Any, Any]:
+        if not index.isdecimal() or index in self._given:
+            raise ValueError(f"the array {index!r}, which there is not, or twice")
+        self._given.add(index)
+        dataset = self._group[index]
+        array: np.ndarray[Any, Any] = np.asarray(dataset[()])
+        name = str(dataset.attrs["dtype"])
+        if name in _NARROW:
+            return array.view(np.dtype(getattr(ml_dtypes, name)))
+        if name != array.dtype.name:
+            raise ValueError(f"an array of {array.dtype.name} that says {name}")
+        return array
 
 
 def _encode(value: Any, arrays: list[np.ndarray[Any, Any]], where: str) -> Any:
@@ -149,7 +192,7 @@ def capture_variables(model: keras.Model) -> list[dict[str, Any]]:
 def restore_variables(model: keras.Model, saved: Sequence[Mapping[str, Any]]) -> list[str]:
     """Assign what `capture_variables` returned, by position; return the paths left alone."""
     variables = _unsaved_variables(model)
-    if len(variables) != len(saved):
+    if [tuple(v.shape) for v in variables] != [np.shape(entry["value"]) for entry in saved]:
         return [v.path for v in variables]
     for variable, entry in zip(variables, saved, strict=True):
         variable.assign(entry["value"])

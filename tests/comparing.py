@@ -18,8 +18,8 @@ import h5py
 import keras
 import numpy as np
 
+from mlflow_ckpt.digests import digest_bytes
 from mlflow_ckpt.formats import CONFIG, MEMBER, MODEL, WEIGHTS
-from mlflow_ckpt.manifest import digest_bytes
 from mlflow_ckpt.snapshot import Capturer, Snapshot, Strategy
 
 BORROWED: Strategy = "copy-on-write"

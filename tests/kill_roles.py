@@ -15,11 +15,12 @@ from kill_checks import KEEP, SERIES, Ledger, Said, World
 from mlflow_ckpt import parcel
 from mlflow_ckpt.deliverer import Deliverer
 from mlflow_ckpt.delivery import Delivery
+from mlflow_ckpt.digests import digest_bytes
 from mlflow_ckpt.errors import SaveFailed, ServerAway
 from mlflow_ckpt.ground import open_journal, reach
 from mlflow_ckpt.journal import Journal
 from mlflow_ckpt.lease import Lease
-from mlflow_ckpt.manifest import FILENAME, Manifest, digest_bytes
+from mlflow_ckpt.manifest import FILENAME, Manifest
 from mlflow_ckpt.record import STEP_METRIC, MetricRow, Position
 from mlflow_ckpt.store import Store
 from mlflow_ckpt.syncing import deliver_now

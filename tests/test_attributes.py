@@ -54,7 +54,7 @@ def stored(state: dict[str, Any]) -> dict[str, Any]:
     """`state` as it comes out of a file."""
     with tempfile.TemporaryDirectory() as folder:
         training_state.write(Path(folder) / "s.h5", state)
-        return training_state.read(Path(folder) / "s.h5")
+        return training_state.read_tree(Path(folder) / "s.h5")
 
 
 def equal(left: Any, right: Any) -> bool:

@@ -15,6 +15,7 @@ from builders import fit, mlp, same
 
 import mlflow_ckpt as ckpt
 from mlflow_ckpt import Keep, MlflowCheckpoint, fetched, report
+from mlflow_ckpt.digests import digest_bytes
 from mlflow_ckpt.errors import (
     CheckpointNotFound,
     DigestMismatch,
@@ -22,7 +23,7 @@ from mlflow_ckpt.errors import (
     IntegrityError,
     StoreError,
 )
-from mlflow_ckpt.manifest import FILENAME, Manifest, digest_bytes
+from mlflow_ckpt.manifest import FILENAME, Manifest
 from mlflow_ckpt.record import Checkpoint
 from mlflow_ckpt.store import Store, Upkeep
 

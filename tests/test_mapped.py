@@ -160,6 +160,15 @@ def test_a_loaded_model_owns_its_memory_and_trains_on(tmp_path: Path) -> None:
     assert values_of(new) == values_of(old)
 
 
+def test_pages_that_were_let_go_of_come_back(tmp_path: Path) -> None:
+    model = dense()
+    model.save_weights(tmp_path / "m.weights.h5")
+    with (tmp_path / "m.weights.h5").open("rb") as file, MappedWeights(file) as weights:
+        [large] = [d for d in datasets(weights.h5) if d.nbytes > 1 << 16]
+        weights.forget(large)
+        np.testing.assert_array_equal(weights.view(large), model.layers[0].kernel)
+
+
 def test_a_layer_of_the_users_gets_an_array_that_it_may_keep_and_change(tmp_path: Path) -> None:
     @keras.saving.register_keras_serializable("mapped")
     class Keeps(layers.Layer):
@@ -297,11 +306,11 @@ def shape_bomb(h5: h5py.File) -> None:
 
 
 HOSTILE_CONTENT: dict[str, tuple[Callable[[h5py.File], None], str]] = {
-    "external-link": (external_link, "ExternalLink"),
-    "soft-link": (soft_link, "SoftLink"),
-    "external-dataset": (external_dataset, "external dataset"),
-    "virtual-dataset": (virtual_dataset, "virtual dataset"),
-    "shape-bomb": (shape_bomb, "declares 17179869184 bytes"),
+    "external-link": (external_link, "links of a newer kind"),
+    "soft-link": (soft_link, "a soft or external link"),
+    "external-dataset": (external_dataset, "bytes in another file"),
+    "virtual-dataset": (virtual_dataset, "evil"),
+    "shape-bomb": (shape_bomb, "a filter \\(compression\\)"),
 }
 
 
@@ -400,14 +409,12 @@ def headers_of_another_member(data: bytearray, info: zipfile.ZipInfo, central: i
             lambda p: rewritten(p, method=zipfile.ZIP_DEFLATED), "compressed", id="packed"
         ),
         pytest.param(
-            lambda p: rewritten(p, names={MEMBER: f"../{MEMBER}"}), "0 members", id="renamed"
+            lambda p: rewritten(p, names={MEMBER: f"../{MEMBER}"}), "a member called", id="renamed"
         ),
         pytest.param(lambda p: patched(p, another_local_name), "headers", id="two-names"),
         pytest.param(lambda p: patched(p, encrypted), "encrypted", id="encrypted"),
-        pytest.param(lambda p: patched(p, longer_than_the_file), "overlaps", id="too-long"),
-        pytest.param(
-            lambda p: patched(p, headers_of_another_member), "headers|overlaps", id="moved"
-        ),
+        pytest.param(lambda p: patched(p, longer_than_the_file), "differ|overlaps", id="too-long"),
+        pytest.param(lambda p: patched(p, headers_of_another_member), "overlaps", id="moved"),
     ],
 )
 def test_an_archive_that_keras_would_not_write_is_refused(
@@ -460,21 +467,33 @@ def test_a_contiguous_number_is_viewed(dtype: str, mapped: Any) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param({"data": np.arange(4.0), "chunks": (2,)}, id="chunked"),
-        pytest.param({"data": np.arange(4.0), "compression": "gzip"}, id="compressed"),
         pytest.param({"data": np.arange(4, dtype=">f4")}, id="big-endian"),
         pytest.param({"data": np.array([True, False])}, id="booleans"),
         pytest.param({"data": np.zeros((0, 3), "f4")}, id="empty"),
-        pytest.param({"data": h5py.Empty("f4")}, id="null"),
-        pytest.param({"shape": (4,), "dtype": "f4"}, id="never-written"),
-        pytest.param({"data": "text"}, id="text"),
-        pytest.param({"data": np.zeros(2, [("a", "f4")])}, id="compound"),
+        pytest.param({"data": np.array([b"text"])}, id="fixed-text"),
+        pytest.param({"data": np.ones(2, "c8")}, id="complex"),
     ],
 )
 def test_what_memory_would_not_hold_like_this_is_left_to_hdf5(
     options: dict[str, Any], mapped: Any
 ) -> None:
     assert mapped(**options) is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"data": np.arange(4.0), "chunks": (2,)}, id="chunked"),
+        pytest.param({"data": np.arange(4.0), "compression": "gzip"}, id="compressed"),
+        pytest.param({"data": h5py.Empty("f4")}, id="null"),
+        pytest.param({"shape": (4,), "dtype": "f4"}, id="never-written"),
+        pytest.param({"data": "text"}, id="text"),
+        pytest.param({"data": np.zeros(2, [("a", "f4")])}, id="compound"),
+    ],
+)
+def test_what_keras_never_writes_is_refused(options: dict[str, Any], mapped: Any) -> None:
+    with pytest.raises(ModelNotLoadable, match="'/x', wh"):
+        mapped(**options)
 
 
 def test_bfloat16_is_known_by_its_attribute(mapped: Any) -> None:

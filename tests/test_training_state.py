@@ -30,7 +30,7 @@ def round_trip(value: Any) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / ts.PATH
         ts.write(path, {"value": value})
-        return ts.read(path)["value"]
+        return ts.read_tree(path)["value"]
 
 
 def same(left: Any, right: Any) -> bool:
@@ -130,14 +130,14 @@ def test_what_cannot_be_stored_is_refused_with_its_place(value: Any, place: str)
 def test_a_file_that_is_no_training_state(make: Callable[[Path], Any], tmp_path: Path) -> None:
     make(tmp_path / "state.h5")
     with pytest.raises(ManifestError, match=ts.PATH):
-        ts.read(tmp_path / "state.h5")
+        ts.read_tree(tmp_path / "state.h5")
 
 
 @pytest.mark.parametrize("version", ["2.0", "11.5"])
 def test_a_newer_major_is_refused_whatever_it_holds(version: str, tmp_path: Path) -> None:
     forge(tmp_path / "state.h5", b"[", version).close()
-    with pytest.raises(FormatTooNew, match=rf"format {version}, .* up to 1\.x\. Upgrade with: pip"):
-        ts.read(tmp_path / "state.h5")
+    with pytest.raises(FormatTooNew, match=rf"format {version} and .* up to 1\.x: upgrade with"):
+        ts.read_tree(tmp_path / "state.h5")
 
 
 def draws() -> list[Any]:

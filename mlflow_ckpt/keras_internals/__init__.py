@@ -7,12 +7,18 @@ somebody's resume. Checked against Keras 3.12 to 3.15.
 
 from typing import TYPE_CHECKING
 
-from mlflow_ckpt.keras_internals._deferred import deferred_values, may_defer
+from mlflow_ckpt.keras_internals._deferred import (
+    bounded_variables,
+    deferred_values,
+    known_objects,
+    may_defer,
+)
 from mlflow_ckpt.keras_internals._epoch_data import EpochData
 from mlflow_ckpt.keras_internals._epoch_logs import begin_with_logs, build_metrics, forget_logs
 from mlflow_ckpt.keras_internals._exactness import Exactness
 from mlflow_ckpt.keras_internals._find import find_feed
 from mlflow_ckpt.keras_internals._loading import load_state, missing_seams, rebuild
+from mlflow_ckpt.keras_internals._place import finding_place
 from mlflow_ckpt.keras_internals._random import (
     on_gpu,
     restore_tensorflow_random_state,
@@ -79,6 +85,7 @@ __all__ = [
     "assets_folder",
     "begin_with_logs",
     "borrow",
+    "bounded_variables",
     "build_metrics",
     "calling_callback_list",
     "can_borrow",
@@ -88,6 +95,7 @@ __all__ = [
     "deferred_values",
     "dtype_of",
     "find_feed",
+    "finding_place",
     "fit_arguments",
     "fit_id",
     "forget_global_seed",
@@ -99,6 +107,7 @@ __all__ = [
     "is_saveable",
     "is_stock",
     "is_tensor_type",
+    "known_objects",
     "learning_rate_variable",
     "load_state",
     "load_whole_state",

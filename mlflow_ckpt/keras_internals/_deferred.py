@@ -33,6 +33,12 @@ _POPULATE = getattr(mmap, "MAP_POPULATE", 0)  # Linux
 _CUSTOM_SCOPE = "custom_objects_scope_dict"
 
 
+def known_objects(custom_objects: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Every class and function that a config may name without being Keras's own."""
+    scoped = global_state.get_global_attribute(_CUSTOM_SCOPE) or {}
+    return {**(custom_objects or {}), **scoped, **keras.saving.get_custom_objects()}
+
+
 def owned(
     shape: Sequence[int], dtype: np.dtype[Any], *, filled: bool
 ) -> tuple[np.ndarray[Any, Any], Any]:
@@ -167,10 +173,53 @@ def deferred_values() -> Iterator[Deferred]:
             _here.deferred = outer
 
 
+class Budget:
+    """How many bytes of variables may be made.
+
+    Attributes:
+        exceeded: What asked for more, in words.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._made = 0
+        self.exceeded: str | None = None
+
+    def take(self, variable: Any) -> None:
+        """Count a new variable.
+
+        Raises:
+            ValueError: If it is too much; nothing is allocated then.
+        """
+        dtype = np.dtype(getattr(ml_dtypes, variable._dtype, variable._dtype))
+        self._made += math.prod(variable._shape) * dtype.itemsize
+        if self._made > self._limit:
+            self.exceeded = (
+                f"{variable.path!r} of shape {tuple(variable._shape)}, with which the model has "
+                f"{self._made} bytes of variables, where its weights file allows for {self._limit}"
+            )
+            raise ValueError(self.exceeded)
+
+
+@contextlib.contextmanager
+def bounded_variables(limit: int) -> Iterator[Budget]:
+    """Refuse, in this thread, to make variables of more than `limit` bytes together."""
+    budget, outer = Budget(limit), getattr(_here, "budget", None)
+    with _wrapped_variables():
+        _here.budget = budget
+        try:
+            yield budget
+        finally:
+            _here.budget = outer
+
+
 _really: Any = backend.Variable._initialize_with_initializer
 
 
 def _initialize(self: Any, initializer: Any) -> None:
+    budget: Budget | None = getattr(_here, "budget", None)
+    if budget is not None:
+        budget.take(self)
     deferred: Deferred | None = getattr(_here, "deferred", None)
     if deferred is None:
         _really(self, initializer)

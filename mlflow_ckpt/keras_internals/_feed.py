@@ -27,6 +27,7 @@ import tensorflow as tf
 
 from mlflow_ckpt.keras_internals import _pipeline
 from mlflow_ckpt.keras_internals._exactness import Exactness
+from mlflow_ckpt.keras_internals._place import finding_place
 
 
 class Feed:
@@ -169,6 +170,10 @@ class Feed:
         if self._pending is None:
             return
         (state, batch), self._pending = self._pending, None
+        with finding_place():
+            self._begin_at(state, batch)
+
+    def _begin_at(self, state: Mapping[str, Any], batch: int) -> None:
         self._epochs._num_batches = state["num_batches"]
         if batch:
             rest = self._rest_of_epoch(state, batch)
@@ -207,7 +212,8 @@ class Feed:
         epochs.data_adapter.on_epoch_begin()
         random.setstate(generators[0])
         np.random.set_state(generators[1])
-        self._go_to(state)
+        with finding_place():
+            self._go_to(state)
         size = epochs.steps_per_execution
         steps = epochs.steps_per_epoch or epochs._num_batches or 0
         if steps:

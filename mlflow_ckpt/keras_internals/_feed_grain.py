@@ -41,10 +41,10 @@ class GrainFeed(Feed):
             )
 
     def _batches(self) -> Iterator[Any]:
-        iterator, read = iter(self.adapter._dataset), 0
-        if self._start is not None:
-            (read, state), self._start = self._start, None
-            iterator.set_state(state)
+        read, iterator = self._start or (0, None)
+        self._start = None
+        if iterator is None:
+            iterator = iter(self.adapter._dataset)
         self._states = {read: iterator.get_state()}
         for batch in iterator:
             read += 1
@@ -63,7 +63,10 @@ class GrainFeed(Feed):
         text = own["iterator"]
         state = None if text is None else (text.encode() if own["bytes"] else json.loads(text))
         if state is not None:
-            self._start = read, state
+            # Here, and not in a thread of tf.data's: what it refuses is seen as it is.
+            iterator = iter(self.adapter._dataset)
+            iterator.set_state(state)
+            self._start = read, iterator
         return iter(self._dataset)
 
 

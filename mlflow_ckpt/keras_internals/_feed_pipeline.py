@@ -13,6 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from mlflow_ckpt import own_mark
 from mlflow_ckpt.keras_internals import _pipeline, _skipping
 from mlflow_ckpt.keras_internals._exactness import Exactness
 from mlflow_ckpt.keras_internals._feed import Feed
@@ -56,18 +57,29 @@ class PipelineFeed(Feed):
     def _own_state(self, read: int) -> dict[str, Any]:
         if not (read and self._checkpoints and self.iterator is not None):
             return {}
+        stands = _pipeline.IteratorCheckpoint(self.iterator)
         return {
             "tensorflow": tf.__version__,
-            "iterator": _pipeline.IteratorCheckpoint(self.iterator),
+            "iterator": stands,
+            "mark": _pipeline.Mark(stands),
         }
 
     def _iterator_at(self, read: int, own: Mapping[str, Any]) -> Any:
         stored = own.get("iterator")
-        if stored is not None and own["tensorflow"] == tf.__version__ and self._checkpoints:
-            iterator = iter(self._dataset)
-            _pipeline.restore_checkpoint(iterator, stored)
-            return iterator
+        if (
+            stored is not None
+            and own["tensorflow"] == tf.__version__
+            and self._checkpoints
+            # Whoever else wrote it, what TensorFlow would do with it is anybody's guess.
+            and own_mark.is_own(stored.tobytes(), _bytes(own.get("mark")))
+        ):
+            return self._checkpointed(stored)
         return self._read_again(read) if read else iter(self._dataset)
+
+    def _checkpointed(self, stored: Any) -> Any:
+        iterator = iter(self._dataset)
+        _pipeline.restore_checkpoint(iterator, stored)
+        return iterator
 
     def _read_again(self, count: int) -> Any:
         """An iterator that has `count` elements behind it."""
@@ -83,6 +95,10 @@ class PipelineFeed(Feed):
         if seconds > 5:
             say(f"read {count} batches of the input again in {seconds:.1f} s.")
         return iterator
+
+
+def _bytes(mark: Any) -> bytes:
+    return b"" if mark is None else bytes(mark.tobytes())
 
 
 class OtherFeed(PipelineFeed):

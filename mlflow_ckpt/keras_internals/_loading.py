@@ -14,8 +14,9 @@ from __future__ import annotations
 import inspect
 import io
 import sys
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -37,7 +38,7 @@ def missing_seams() -> str | None:
                         "failed_saveables", "error_msgs"},
         "_model_from_config": {"config_json", "custom_objects", "compile", "safe_mode"},
         "_raise_loading_failure": {"error_msgs"},
-        "DiskIOStore": {"root_path", "archive", "mode"},
+        "DiskIOStore": {"root_path", "mode"},
         "H5IOStore": {"path_or_io", "mode"},
     }  # fmt: skip
     for name, parameters in wanted.items():
@@ -53,7 +54,13 @@ class _View(np.ndarray[Any, Any]):
     """An array over the map that becomes a tensor by one copy.
 
     `tensorflow.convert_to_tensor`, which `Variable.assign` calls, asks for `__tf_tensor__`.
+
+    Attributes:
+        forget: Called once it was copied: a file that stays in memory beside its copy takes
+            as much of it again.
     """
+
+    forget: Callable[[], None] | None = None
 
     def __tf_tensor__(self, dtype: Any = None, name: str | None = None) -> Any:
         import tensorflow
@@ -63,6 +70,8 @@ class _View(np.ndarray[Any, Any]):
         if takes and (dtype is None or dtype == tensorflow.as_dtype(plain.dtype)):
             array, tensor = owned(plain.shape, plain.dtype, filled=True)
             np.copyto(array, plain)
+            if self.forget is not None:
+                self.forget()
             return tensor
         return tensorflow.convert_to_tensor(plain, dtype=dtype, name=name)
 
@@ -83,7 +92,9 @@ class _Store(saving_lib.H5IOStore):
             if isinstance(dataset, h5py.Dataset):
                 view = self._weights.view(dataset)
                 if view is not None and view.nbytes >= LARGE:
-                    return view.view(_View)
+                    found = view.view(_View)
+                    found.forget = partial(self._weights.forget, dataset)
+                    return found
         return super().__getitem__(key)
 
     def close(self) -> None:
@@ -103,36 +114,30 @@ def load_state(
     model: keras.Model,
     weights: MappedWeights,
     *,
-    archive: zipfile.ZipFile | None = None,
+    assets: Path | None = None,
     skip: Sequence[Any] = (),
 ) -> None:
     """Fill `model`, which is built, as Keras's loader would.
 
     Args:
-        archive: The `.keras` file, if the assets of its layers are wanted too.
+        assets: Folder with the assets of its layers, if they are wanted too.
         skip: Objects to leave alone, such as optimizers.
 
     Raises:
         ValueError: If a layer refuses its variables. Others have theirs by then.
     """
-    assets = None
-    if archive is not None and len(archive.namelist()) > 3:
-        assets = saving_lib.DiskIOStore("assets", archive=archive, mode="r")
     failed: set[int] = set()
     messages: dict[int, Any] = {}
-    try:
-        saving_lib._load_state(
-            model,
-            weights_store=_Store(weights),
-            assets_store=assets,
-            inner_path="",
-            visited_saveables={id(each) for each in skip},
-            failed_saveables=failed,
-            error_msgs=messages,
-        )
-    finally:
-        if assets is not None:
-            assets.close()
+    saving_lib._load_state(
+        model,
+        weights_store=_Store(weights),
+        # Without an archive it takes nothing apart, and leaves the folder to its owner.
+        assets_store=assets and saving_lib.DiskIOStore(str(assets), mode="r"),
+        inner_path="",
+        visited_saveables={id(each) for each in skip},
+        failed_saveables=failed,
+        error_msgs=messages,
+    )
     if failed:
         saving_lib._raise_loading_failure(messages)
 
@@ -141,7 +146,7 @@ def rebuild(
     config: str,
     weights: MappedWeights,
     *,
-    archive: zipfile.ZipFile | None,
+    assets: Path | None,
     custom_objects: Mapping[str, Any] | None,
     compile: bool,
     safe_mode: bool,
@@ -156,7 +161,7 @@ def rebuild(
         model = saving_lib._model_from_config(
             config, custom_objects=custom_objects, compile=compile, safe_mode=safe_mode
         )
-        load_state(model, weights, archive=archive)
+        load_state(model, weights, assets=assets)
         return model
 
     if may_defer(config, custom_objects):

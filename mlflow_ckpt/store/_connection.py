@@ -28,7 +28,7 @@ from mlflow_ckpt.errors import (
     UnsupportedStore,
 )
 from mlflow_ckpt.record import Run
-from mlflow_ckpt.store._faults import is_away
+from mlflow_ckpt.store._faults import advice, is_away, is_denied
 
 _KIND_TAG = "mlflow.experimentKind"
 _KIND = "custom_model_development"
@@ -99,6 +99,11 @@ def translated(action: str) -> Iterator[None]:
                 f"The tracking server {_without_secret(mlflow.get_tracking_uri())} does not know "
                 f"logged models "
                 f"({action}). {_UPGRADE}"
+            ) from error
+        if is_denied(error):
+            raise StoreError(
+                f"The tracking server {_without_secret(mlflow.get_tracking_uri())} does not permit "
+                f"to {action}. {advice(error)}"
             ) from error
         if is_away(error):
             raise ServerAway(f"The tracking server could not {action}: {error}") from error

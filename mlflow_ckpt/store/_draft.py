@@ -24,7 +24,7 @@ from mlflow_ckpt.durable import link_or_copy, sync
 from mlflow_ckpt.errors import SaveFailed, ServerAway
 from mlflow_ckpt.record import COMPLETE_TAG, Position, Run
 from mlflow_ckpt.store._connection import Connection
-from mlflow_ckpt.store._faults import is_away
+from mlflow_ckpt.store._faults import advice, is_away, is_denied
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,4 +181,6 @@ def failed(
             f"The checkpoint {position.name} of run {run.run_id} was not committed: "
             f"{error or repr(error)}"
         )
+        if is_denied(error):
+            text += f" {advice(error)}"
     return SaveFailed(f"{text} Earlier checkpoints are untouched.", reason=error)
