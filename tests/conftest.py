@@ -1,9 +1,8 @@
-"""A clean environment and a fresh tracking database for every test."""
+"""A clean environment and a fresh experiment for every test."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -20,6 +19,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 import keras
 import mlflow
 import pytest
+from backends import KINDS, Backend, Backends, Local
+from calling import Cli, caller
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
@@ -36,6 +37,31 @@ def wait_for_locks(connection: Any, _record: object) -> None:
         connection.execute("PRAGMA busy_timeout = 120000")
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run tests that are marked with `backends` on several.
+
+    A test keeps its name where it is alone with a local store; the name of another backend
+    stands in its ID. The servers take their time, so that they are `slow` unless the marker
+    says `quick`.
+    """
+    marker = metafunc.definition.get_closest_marker("backends")
+    names = (marker.args or tuple(KINDS)) if marker else (Local.name,)
+    if names == (Local.name,):
+        return
+    assert marker is not None
+    marks = [] if marker.kwargs.get("quick") else [pytest.mark.slow]
+    metafunc.parametrize(
+        "backend_name",
+        [
+            pytest.param(name, id=pytest.HIDDEN_PARAM)
+            if name == Local.name
+            else pytest.param(name, id=name, marks=marks)
+            for name in names
+        ],
+        indirect=True,
+    )
+
+
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated sqlite file: MLflow takes seconds to make one, a copy takes none."""
@@ -45,8 +71,27 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def backends(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Backends]:
+    """Every backend that the tests of this process have asked for."""
+    found = Backends(tmp_path_factory.mktemp("backends"), empty_database)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def backend_name(request: pytest.FixtureRequest) -> str:
+    return getattr(request, "param", Local.name)
+
+
+@pytest.fixture
+def backend(backends: Backends, backend_name: str) -> Backend:
+    """What this test runs on."""
+    return backends.get(backend_name)
+
+
 @pytest.fixture(autouse=True)
-def store_of_its_own(request: pytest.FixtureRequest) -> None:
+def store_of_its_own(request: pytest.FixtureRequest, backend_name: str) -> None:
     """Give every test a tracking store, but those that need none: copying one takes time."""
     if request.node.get_closest_marker("pure") is None:
         request.getfixturevalue("tracking")
@@ -54,21 +99,21 @@ def store_of_its_own(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture
 def tracking(
-    tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    backend: Backend,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[str]:
-    """Point MLflow at a store of this test's own, from its own folder."""
+    """Point MLflow at a store with an experiment of this test's own, from its own folder."""
     for name in [n for n in os.environ if n.startswith("MLFLOW_") and "TELEMETRY" not in n]:
         monkeypatch.delenv(name)
-    shutil.copy(empty_database, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_CKPT_SPOOL", str(tmp_path / "spool"))
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    for name, value in backend.environment.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
+    uri = backend.uri_in(tmp_path)
     mlflow.set_tracking_uri(uri)
-    mlflow.set_experiment(
-        experiment_id=mlflow.MlflowClient().create_experiment(
-            "tests", artifact_location=(tmp_path / "artifacts").as_uri()
-        )
-    )
+    mlflow.set_experiment(experiment_id=backend.new_experiment(request.node.originalname, tmp_path))
     keras.utils.set_random_seed(7)
     yield uri
     while mlflow.active_run():
@@ -85,3 +130,9 @@ def another_process() -> Callable[[], None]:
         saving._LANES.clear()
 
     return forget
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Run `mlflow-ckpt` with these arguments, in this process."""
+    return caller(capsys, monkeypatch)

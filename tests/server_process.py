@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
+from leash import Leash
 from wire import hold
 
 _START_S = 120.0
@@ -26,13 +26,17 @@ class ServerProcess:
     """`mlflow server` on a port that it keeps over restarts.
 
     Its database is `<folder>/mlflow.db`, its artifacts go through its proxy to
-    `<folder>/served`, its output to `<folder>/server.log`.
+    `<folder>/served`, unless the arguments say otherwise; its output goes to
+    `<folder>/server.log`. It ends with this process.
 
     Args:
-        folder: Made if missing.
+        folder: Made if missing; the server runs in it.
         port: A free one for `None`.
         database: A migrated file to begin with: MLflow takes seconds to make one.
         workers: Processes of the server. MLflow's own default is 4.
+        store: URI of another database.
+        options: Replace those that send artifacts through the proxy.
+        environment: Added to the server's own.
 
     Attributes:
         uri: Its tracking URI, whether it runs or not.
@@ -45,12 +49,20 @@ class ServerProcess:
         port: int | None = None,
         database: Path | None = None,
         workers: int = 1,
+        store: str | None = None,
+        options: Sequence[str] | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if database is not None and not (folder / "mlflow.db").exists():
             shutil.copy(database, folder / "mlflow.db")
         self.folder = folder.absolute()
         self._workers = workers
+        self._store = store or f"sqlite:///{self.folder / 'mlflow.db'}"
+        proxied = ("--artifacts-destination", (self.folder / "served").as_uri())
+        self._options = proxied if options is None else tuple(options)
+        self._added = dict(environment or {})
+        self._leash: Leash | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._held, self._port = hold(port)
         self.uri = f"http://127.0.0.1:{self._port}"
@@ -77,17 +89,19 @@ class ServerProcess:
             return
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
         command += ["--port", str(self._port), "--workers", str(self._workers)]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}"]
-        command += ["--artifacts-destination", (self.folder / "served").as_uri()]
+        command += self._options
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                cwd=self.folder,
                 start_new_session=True,
-                env=_environment(),
+                # Not among the arguments, where every user of the machine reads the password.
+                env=_environment() | {"MLFLOW_BACKEND_STORE_URI": self._store} | self._added,
             )
+        self._leash = Leash(self._process)
         try:
             self._wait(self._process)
         except BaseException:
@@ -96,12 +110,10 @@ class ServerProcess:
 
     def kill(self) -> None:
         """SIGKILL for all of its session. Does nothing while it does not run."""
-        if self._process is None:
+        if self._process is None or self._leash is None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        self._process = None
+        self._leash.end()
+        self._process = self._leash = None
         # Its workers, which hold the port, are not ours to wait for.
         deadline = time.monotonic() + _END_S
         while self._answers_the_phone() and time.monotonic() < deadline:

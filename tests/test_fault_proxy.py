@@ -41,10 +41,11 @@ from mlflow import MlflowClient
 from mlflow_ckpt import deliverer, parcel
 from mlflow_ckpt.deliverer import Deliverer
 from mlflow_ckpt.delivery import Delivery
+from mlflow_ckpt.digests import digest_bytes
 from mlflow_ckpt.ground import open_journal
 from mlflow_ckpt.journal import Journal
 from mlflow_ckpt.lease import Lease
-from mlflow_ckpt.manifest import FILENAME, Manifest, digest_bytes
+from mlflow_ckpt.manifest import FILENAME, Manifest
 from mlflow_ckpt.policy import Keep
 from mlflow_ckpt.record import ENTRY_TAG, STEP_METRIC, MetricRow, Position, Series
 from mlflow_ckpt.spool import Spool

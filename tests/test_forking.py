@@ -24,6 +24,7 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 import mlflow_ckpt as ckpt
 from mlflow_ckpt import MlflowCheckpoint, cli
+from mlflow_ckpt.digests import digest_bytes
 from mlflow_ckpt.errors import (
     DigestMismatch,
     ModelMismatch,
@@ -33,7 +34,6 @@ from mlflow_ckpt.errors import (
     SaveFailed,
     StoreError,
 )
-from mlflow_ckpt.manifest import digest_bytes
 from mlflow_ckpt.store import Store
 
 Forget = Callable[[], None]
@@ -160,7 +160,10 @@ def files_below(uri: str) -> dict[str, str]:
 
 
 def everything(run_id: str) -> dict[str, Any]:
-    """All that the store has of a run, down to timestamps and bytes."""
+    """All that the store has of a run, down to timestamps and bytes.
+
+    What a fork leaves at its beginning is left out: the tag that keeps it.
+    """
     run = client().get_run(run_id)
     return {
         "info": dict(run.info),
@@ -171,10 +174,15 @@ def everything(run_id: str) -> dict[str, Any]:
         "outputs": [(m.model_id, m.step) for m in run.outputs.model_outputs],
         "files": files_below(run.info.artifact_uri),
         "models": {
-            m.model_id: (m.to_dictionary(), files_below(m.artifact_location))
-            for m in models_of(run_id)
+            m.model_id: (facts_of(m), files_below(m.artifact_location)) for m in models_of(run_id)
         },
     }
+
+
+def facts_of(model: Any) -> dict[str, Any]:
+    facts = model.to_dictionary()
+    facts["tags"] = {k: v for k, v in model.tags.items() if not k.startswith("ckpt.fork.")}
+    return {k: v for k, v in facts.items() if k != "last_updated_timestamp"}
 
 
 def rows(run_id: str, key: str) -> list[tuple[int, str, int]]:
@@ -510,7 +518,7 @@ class Refusing:
         ("create_logged_model", 1),
         ("log_outputs", 1),
         ("finalize_logged_model", 1),
-        ("set_logged_model_tags", 1),
+        ("set_logged_model_tags", 2),
     ],
 )
 @pytest.mark.parametrize("error", [mlflow.MlflowException("no"), KeyboardInterrupt()], ids=type)

@@ -228,3 +228,30 @@ def test_a_variable_asks_a_view_for_its_tensor() -> None:
     [value] = ki.borrow([variable])
     assert ki.view(value).ctypes.data % 4096 == 0
     assert np.array_equal(ki.view(value), data)
+
+
+@pytest.mark.parametrize("custom", [False, True], ids=["keras", "layer-of-the-users"])
+def test_every_variable_of_a_layer_counts_against_the_budget(custom: bool) -> None:
+    class Mine(keras.layers.Dense):
+        pass
+
+    layer = (Mine if custom else keras.layers.Dense)(100)
+    with (
+        ki.bounded_variables(50_000) as budget,
+        pytest.raises(ValueError, match="shape .1000, 100.*400000 bytes of variables.* 50000"),
+    ):
+        layer.build((None, 1000))
+    assert budget.exceeded
+    with ki.bounded_variables(500_000) as budget:
+        model = keras.Sequential([keras.Input((1000,)), keras.layers.Dense(100)])
+        assert budget.exceeded is None
+        with pytest.raises(ValueError, match="bytes of variables"):
+            keras.optimizers.Adam().build(model.trainable_variables)
+    keras.layers.Dense(1000).build((None, 1000))
+
+
+def test_what_a_config_may_name_is_found_wherever_it_was_said() -> None:
+    with keras.saving.custom_object_scope({"Scoped": int}):
+        found = ki.known_objects({"Given": float})
+    assert {"Scoped", "Given"} <= set(found)
+    assert "Scoped" not in ki.known_objects(None)

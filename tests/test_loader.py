@@ -10,6 +10,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import stored
 from builders import Gan, NoConfig, Subclassed, data, fit, mlp, same
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
@@ -32,9 +33,11 @@ from mlflow_ckpt.errors import (
     SelectorError,
     SeriesNotFound,
 )
+from mlflow_ckpt.fetched import Fetched
 from mlflow_ckpt.listing import COLUMNS
-from mlflow_ckpt.loader import Fetched
 from mlflow_ckpt.store import Store
+
+pytestmark = pytest.mark.backends
 
 
 def trained(**checkpoint: Any) -> tuple[str, keras.Model]:
@@ -319,28 +322,19 @@ def test_a_download_is_a_model_that_mlflow_reads(tmp_path: Path) -> None:
         ckpt.download(run_id, "latest", tmp_path / "out")
 
 
-DAMAGE = {
-    "flipped": lambda path: path.write_bytes(
-        bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:]
-    ),
-    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-9]),
-    "missing": lambda path: path.unlink(),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("damage", stored.DAMAGE)
 @pytest.mark.parametrize("name", ["data/model.keras", "manifest.json"])
 def test_a_damaged_file_is_named_and_nothing_appears(
     name: str, damage: str, tmp_path: Path
 ) -> None:
     run_id, _ = trained(save_freq=Every(epochs=3))
-    DAMAGE[damage](next((tmp_path / "artifacts").rglob(name)))
+    stored.DAMAGE[damage](ckpt.resolve(run_id), name)
     mine = mlp()
     before = [np.array(w) for w in mine.get_weights()]
     for use in (
-        lambda: ckpt.load_model(run_id),
-        lambda: ckpt.load_weights(mine, run_id),
-        lambda: ckpt.download(run_id, "latest", tmp_path / "out"),
+        lambda: ckpt.load_model(run_id, "epoch=3"),
+        lambda: ckpt.load_weights(mine, run_id, "best"),
+        lambda: ckpt.download(run_id, "step=6", tmp_path / "out"),
     ):
         with pytest.raises(DigestMismatch, match=name) as caught:
             use()
@@ -349,14 +343,15 @@ def test_a_damaged_file_is_named_and_nothing_appears(
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.backends("local")
 def test_a_local_store_is_read_in_place_and_a_download_leaves_it_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id, model = trained(save_freq=Every(epochs=3))
-    stored = next((tmp_path / "artifacts").rglob("model.keras"))
-    before = stored.read_bytes()
+    file = next((tmp_path / "artifacts").rglob("model.keras"))
+    before = file.read_bytes()
     ckpt.download(run_id, "latest", tmp_path / "out")
-    assert stored.read_bytes() == before
+    assert file.read_bytes() == before
     fetched: list[str] = []
     real = LocalArtifactRepository.download_artifacts
 
@@ -368,16 +363,17 @@ def test_a_local_store_is_read_in_place_and_a_download_leaves_it_whole(
     assert same(ckpt.load_model(run_id), model)
     ckpt.load_weights(mlp(), run_id)
     assert set(fetched) == {"manifest.json"}
-    assert stored.read_bytes() == before
+    assert file.read_bytes() == before
 
 
+@pytest.mark.backends("local")
 def test_a_file_swapped_after_the_verdict_is_not_read(tmp_path: Path) -> None:
     run_id, _ = trained(save_freq=Every(epochs=3))
-    stored = next((tmp_path / "artifacts").rglob("model.keras"))
-    before = stored.read_bytes()
+    file = next((tmp_path / "artifacts").rglob("model.keras"))
+    before = file.read_bytes()
     with Fetched(Store(), ckpt.resolve(run_id), ["data/model.keras"], in_place=True) as fetched:
         (tmp_path / "other").write_bytes(b"not a model")
-        (tmp_path / "other").replace(stored)
+        (tmp_path / "other").replace(file)
         assert fetched.files["data/model.keras"].read() == before
 
 

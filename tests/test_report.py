@@ -191,7 +191,7 @@ def test_a_description_verifies_the_manifest(tracking: str) -> None:
     manifest = Path(made.artifact_uri.removeprefix("file://")) / "manifest.json"
     manifest.write_bytes(manifest.read_bytes() + b" ")
     with pytest.raises(DigestMismatch, match=r"manifest\.json"):
-        report.describe(run.info.run_id, "latest")
+        report.describe(run.info.run_id, f"step={made.step}")
 
 
 # --- one checkpoint -----------------------------------------------------------

@@ -13,6 +13,7 @@ import keras
 import mlflow
 import numpy as np
 import pytest
+import stored
 from builders import Gan, Subclassed, data, fit, history, mlp, same
 from doubles import RaiseAt, Remembering, StopHere
 
@@ -31,6 +32,8 @@ from mlflow_ckpt.errors import (
 )
 from mlflow_ckpt.owner import Owner
 from mlflow_ckpt.store import Store
+
+pytestmark = pytest.mark.backends
 
 Forget = Callable[[], None]
 
@@ -502,17 +505,12 @@ def test_another_model_is_refused(
     assert ckpt.list_checkpoints(run_id).equals(before)
 
 
-def test_a_rotten_file_is_named_and_nothing_is_assigned(
-    another_process: Forget, tmp_path: Any
-) -> None:
+def test_a_rotten_file_is_named_and_nothing_is_assigned(another_process: Forget) -> None:
     run_id, _, _ = train(None, mlp, 2)
     another_process()
-    files = sorted(tmp_path.rglob("data/model.keras"), key=lambda p: p.stat().st_mtime)
-    data_ = bytearray(files[-1].read_bytes())
-    data_[len(data_) // 2] ^= 1
-    files[-1].write_bytes(data_)
+    stored.DAMAGE["flipped"](ckpt.resolve(run_id), "data/model.keras")
     with pytest.raises(DigestMismatch, match=r"data/model\.keras"):
-        train(run_id, mlp, 4)
+        train(run_id, mlp, 4, checkpoint={"resume": "epoch=2"})
 
 
 def test_a_longer_fit_replaces_the_end_state_of_the_shorter_one(another_process: Forget) -> None:

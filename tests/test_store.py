@@ -20,6 +20,8 @@ from urllib.parse import unquote
 import mlflow
 import numpy as np
 import pytest
+import stored
+from backends import Backend
 from builders import fit, mlp, same
 from doubles import (
     CannotDelete,
@@ -63,6 +65,8 @@ from mlflow_ckpt.store._connection import Connection
 from mlflow_ckpt.syncing import deliver_now
 from mlflow_ckpt.worker import settle
 from mlflow_ckpt.writer import Writer
+
+pytestmark = pytest.mark.backends
 
 STEPS = {
     "create_logged_model": MlflowClient,
@@ -194,7 +198,7 @@ def test_a_refused_request_fails_the_save_and_marks_the_model(
 
 @pytest.mark.parametrize("comes_back", [True, False])
 def test_a_commit_that_was_refused_and_made_never_resolves_to_missing_files(
-    comes_back: bool, monkeypatch: pytest.MonkeyPatch
+    comes_back: bool, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A proxy may refuse in the name of a server that has carried the request out."""
     tag, lost = Connection.tag_model, []
@@ -218,8 +222,9 @@ def test_a_commit_that_was_refused_and_made_never_resolves_to_missing_files(
     notes = getattr(caught.value, "__notes__", [])
     assert any("may have been committed all the same" in note for note in notes) is not comes_back
     ckpt.load_weights(model, run.info.run_id, "latest")
-    files = Path(mlflow.MlflowClient().get_logged_model(lost[0]).artifact_location[7:])
-    assert files.exists() is not comes_back
+    files = stored.listing(MlflowClient().get_logged_model(lost[0]).artifact_location)
+    # What was uploaded is taken away with the record.
+    assert bool(files) is (not comes_back or backend.name != "local")
     assert left_in(journal_of(run)) == ([], ["manual-0000-00000002"], [])
 
 
@@ -338,14 +343,18 @@ def test_the_commit_tag_comes_last(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == list(STEPS)
 
 
-def test_a_pruned_checkpoint_leaves_no_files_and_no_record(tmp_path: Any) -> None:
+def test_a_pruned_checkpoint_leaves_no_files_and_no_record() -> None:
     with mlflow.start_run() as run:
         fit(mlp(), MlflowCheckpoint(keep=Keep(last=1, best=None)), epochs=3)
-    left = mlflow.MlflowClient().search_logged_models([run.info.experiment_id])
+    client = mlflow.MlflowClient()
+    left = client.search_logged_models([run.info.experiment_id])
     assert [m.name for m in left] == ["ckpt-0003-00000006"]
-    assert len(list((tmp_path / "artifacts").rglob("model.keras"))) == 1
+    place = client.get_experiment(run.info.experiment_id).artifact_location
+    models_left = [path for path in stored.listing(place) if path.endswith("model.keras")]
+    assert models_left == [f"models/{left[0].model_id}/artifacts/data/model.keras"]
 
 
+@pytest.mark.backends("local")
 def test_a_store_that_cannot_delete_warns_once_and_goes_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -431,6 +440,7 @@ def linked(run: mlflow.ActiveRun) -> list[str]:
     return [output.model_id for output in outputs.model_outputs]
 
 
+@pytest.mark.backends("local")
 def test_the_file_store_is_refused(tmp_path: Any) -> None:
     mlflow.set_tracking_uri(str(tmp_path / "mlruns"))
     with pytest.raises(UnsupportedStore, match=r"sqlite:///mlflow\.db"):
@@ -474,6 +484,7 @@ def old_server() -> Iterator[str]:
     server.server_close()
 
 
+@pytest.mark.backends("local")
 def test_a_tracking_server_without_logged_models_is_named(
     old_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -497,6 +508,7 @@ def no_temporary_folders(monkeypatch: pytest.MonkeyPatch, root: Path) -> Path:
     return root
 
 
+@pytest.mark.backends("local")
 def test_a_local_store_is_written_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = mlp()
     with mlflow.start_run():
@@ -511,6 +523,7 @@ def test_a_local_store_is_written_in_place(tmp_path: Path, monkeypatch: pytest.M
     ]  # fmt: skip
 
 
+@pytest.mark.backends("local")
 def test_another_store_gets_the_files_handed_over_and_nothing_is_left_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -524,6 +537,7 @@ def test_another_store_gets_the_files_handed_over_and_nothing_is_left_behind(
     assert left_in(journal_of(run, "ckpt")) == ([], [], [])
 
 
+@pytest.mark.backends("local")
 def test_an_artifact_store_without_room_leaves_the_files_in_the_spool(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -547,6 +561,7 @@ def test_an_artifact_store_without_room_leaves_the_files_in_the_spool(
     assert left_in(journal) == ([], [], [])
 
 
+@pytest.mark.backends("local")
 def test_a_full_disk_names_the_path_and_gives_the_space_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -571,6 +586,7 @@ def test_a_full_disk_names_the_path_and_gives_the_space_back(
     assert statuses(run) == ["READY"], "the server was not asked for anything"
 
 
+@pytest.mark.backends("local")
 def test_a_folder_that_cannot_be_made_fails_the_save(tmp_path: Path) -> None:
     (tmp_path / "artifacts").mkdir(exist_ok=True)
     (tmp_path / "artifacts" / "models").write_text("in the way")
@@ -585,6 +601,7 @@ def test_a_folder_that_cannot_be_made_fails_the_save(tmp_path: Path) -> None:
         assert ckpt.resolve(run.info.run_id).step == 1
 
 
+@pytest.mark.backends("local")
 def test_the_local_copy_takes_no_room_beside_a_local_store() -> None:
     with mlflow.start_run() as run:
         fit(mlp(), MlflowCheckpoint(), epochs=2)
@@ -596,6 +613,7 @@ def test_the_local_copy_takes_no_room_beside_a_local_store() -> None:
     assert all((copy.files / name).samefile(stored / name) for name in files(stored))
 
 
+@pytest.mark.backends("local")
 def test_files_that_a_dead_process_laid_are_laid_again_without_a_trace(tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     paths = ("MLmodel", "data/model.keras")
@@ -617,9 +635,7 @@ def test_what_dead_processes_left_half_made_is_gone_after_the_next_fit() -> None
         tags = {"ckpt.complete": "pending", "ckpt.series": series, "ckpt.entry": entry}
         run_id, experiment_id = run.info.run_id, run.info.experiment_id
         model = client.create_logged_model(experiment_id, "m", source_run_id=run_id, tags=tags)
-        folder = Path(model.artifact_location.removeprefix("file://"))
-        folder.mkdir(parents=True)
-        (folder / "MLmodel").write_text("half of it")
+        stored.write(model.artifact_location, "MLmodel", b"half of it")
         return model
 
     with mlflow.start_run() as run:
@@ -630,8 +646,8 @@ def test_what_dead_processes_left_half_made_is_gone_after_the_next_fit() -> None
     found = client.search_logged_models([run.info.experiment_id])
     kept = ckpt.resolve(run.info.run_id).model_id
     assert {m.model_id for m in found} == {other.model_id, refused.model_id, kept}
-    assert not Path(ours.artifact_location.removeprefix("file://")).exists()
-    assert Path(other.artifact_location.removeprefix("file://")).exists()
+    assert stored.listing(ours.artifact_location) == []
+    assert stored.listing(other.artifact_location) == ["MLmodel"]
 
 
 # --- how much is asked of a server --------------------------------------------
@@ -664,6 +680,7 @@ def listed() -> list[str]:
     return [f"{method} {path}" for method, path in found]
 
 
+@pytest.mark.backends("local")
 def test_the_requests_of_one_checkpoint_are_those_of_the_docstring(server: TrackingServer) -> None:
     with mlflow.start_run() as run:
         ckpt.save(mlp())
@@ -689,6 +706,7 @@ def test_the_requests_of_one_checkpoint_are_those_of_the_docstring(server: Track
     assert {"loss", "nan"} <= set(mlflow.get_run(run.info.run_id).data.metrics)
 
 
+@pytest.mark.backends("local")
 def test_a_longer_fit_asks_nothing_more_than_its_checkpoints_do(
     server: TrackingServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -718,6 +736,7 @@ def test_a_longer_fit_asks_nothing_more_than_its_checkpoints_do(
     )
 
 
+@pytest.mark.backends("local")
 def test_a_server_keeps_exactly_what_a_local_store_keeps(server: TrackingServer) -> None:
     model = mlp()
     with mlflow.start_run() as run:
