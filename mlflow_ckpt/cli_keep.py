@@ -87,6 +87,8 @@ def prune(
 @click.option("--experiment", metavar="NAME", help="Only this experiment, deleted or not.")
 @click.option("--all", "everywhere", is_flag=True, help="Every experiment, and the local spool.")
 @click.option("--deleted-runs", is_flag=True, help="Also of runs that could be restored.")
+@click.option("--pinned", is_flag=True, help="Also what is pinned.")
+@click.option("--undelivered", is_flag=True, help="With --all: also what exists here only.")
 @click.option("--dry-run", is_flag=True, help="Show what would go. Deletes nothing.")
 @click.option(
     "--spool",
@@ -101,6 +103,8 @@ def gc(
     experiment: str | None,
     everywhere: bool,
     deleted_runs: bool,
+    pinned: bool,
+    undelivered: bool,
     dry_run: bool,
     spool: Path | None,
     as_json: bool,
@@ -109,7 +113,8 @@ def gc(
     """Delete the checkpoints of runs that are gone.
 
     `mlflow gc` leaves them. Run it before `mlflow gc` with --deleted-runs, or after it. What is
-    pinned or registered stays, and is named. Deletions that were broken off are finished.
+    registered, pinned, or holds a fork stays, and is named. Deletions that were broken off are
+    finished.
 
     \b
     Example:
@@ -122,9 +127,14 @@ def gc(
     from mlflow_ckpt.store import use_tracking_uri
 
     use_tracking_uri(tracking_uri)
-    collector = orphans.Collector(deleted_runs=deleted_runs, dry_run=dry_run)
-    found = list(collector.collect(experiment, spool))
-    if as_json:
-        echo_json([each.to_dict() for each in found])
-    else:
-        keep_report.print_collected(found, dry_run=dry_run)
+    collector = orphans.Collector(
+        deleted_runs=deleted_runs, pinned=pinned, undelivered=undelivered, dry_run=dry_run
+    )
+    found: list[orphans.Orphan] = []
+    try:
+        found.extend(collector.collect(experiment, spool))
+    finally:  # What is gone is gone, whatever came then.
+        if as_json:
+            echo_json([each.to_dict() for each in found])
+        else:
+            keep_report.print_collected(found, dry_run=dry_run)

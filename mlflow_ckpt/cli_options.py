@@ -61,9 +61,9 @@ def guarded(function: Command) -> Command:
     @functools.wraps(function)
     def run(*, debug: bool, **arguments: Any) -> None:
         be_quiet()
-        say_on_stderr()
         try:
-            function(**arguments)
+            with say_on_stderr():
+                function(**arguments)
         except (BrokenPipeError, click.ClickException):
             raise
         except Exception as error:

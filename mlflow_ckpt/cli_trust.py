@@ -11,6 +11,7 @@ from mlflow_ckpt.cli_options import (
     run_id_argument,
     selector_argument,
 )
+from mlflow_ckpt.errors import CheckpointError
 
 
 @click.command()
@@ -27,7 +28,8 @@ def verify(
 
     A checkpoint with a fault is marked (ckpt.complete=corrupt): no selector returns it any more,
     and its files stay. One that is marked and whole again loses the mark. Exit code 1 on any
-    fault.
+    fault, and where something could not be read; the JSON of a check that was broken off has what
+    was seen by then, and an "error".
 
     \b
     Example:
@@ -40,11 +42,23 @@ def verify(
         raise click.UsageError("--series is one of a run: give RUN_ID.")
     from mlflow_ckpt import trust_report, verifying
 
-    seen = None if as_json else trust_report.print_verdict
-    if experiment:
-        found = verifying.verify_experiment(experiment, mark=not no_mark, seen=seen)
-    else:
-        found = verifying.verify(run_id or "", series=series, mark=not no_mark, seen=seen)
+    verdicts: list[verifying.Verdict] = []
+
+    def seen(verdict: verifying.Verdict) -> None:
+        verdicts.append(verdict)
+        if not as_json:
+            trust_report.print_verdict(verdict)
+
+    try:
+        if experiment:
+            found = verifying.verify_experiment(experiment, mark=not no_mark, seen=seen)
+        else:
+            found = verifying.verify(run_id or "", series=series, mark=not no_mark, seen=seen)
+    except CheckpointError as error:
+        if as_json:
+            broken_off = verifying.Verification(verdicts=tuple(verdicts)).to_dict()
+            echo_json({**broken_off, "ok": False, "error": str(error)})
+        raise
     if as_json:
         echo_json(found.to_dict())
     else:

@@ -28,7 +28,7 @@ from typing import BinaryIO, TypeVar, cast
 
 from mlflow_ckpt.card_content import CARD
 from mlflow_ckpt.errors import FormatTooNew, IntegrityError, StoreError
-from mlflow_ckpt.manifest import Manifest
+from mlflow_ckpt.manifest import FileEntry, Manifest
 from mlflow_ckpt.parcel import manifest_of
 from mlflow_ckpt.record import Checkpoint, Run, Series, Skipped
 from mlflow_ckpt.resolver import choose_series, find
@@ -77,7 +77,7 @@ class Fetched:
                 self.manifest = manifest_of(checkpoint.local, checkpoint.digest)
                 entries = [e for path in wanted if (e := self.manifest.entry(path))]
                 self.files = {
-                    entry.path: undo.enter_context(entry.open(checkpoint.local))
+                    entry.path: undo.enter_context(_opened(entry, checkpoint.local))
                     for entry in entries
                 }
                 self._close = undo.pop_all()
@@ -100,6 +100,14 @@ class Fetched:
     def close(self) -> None:
         """Close the files and remove the copies. Safe to call twice."""
         self._close.close()
+
+
+def _opened(entry: FileEntry, folder: Path) -> BinaryIO:
+    """Open a file of a copy on this machine: one that its disk gives back no more is damaged."""
+    try:
+        return entry.open(folder)
+    except OSError as error:
+        raise IntegrityError(f"{entry.path} cannot be read at {folder}: {error}") from error
 
 
 def fetched(

@@ -2,9 +2,10 @@
 
     parent -> new run: params, tags, curves up to there -> copy of the checkpoint -> committed
 
-The copy's commit is the last request of all, so that a fork which was broken off resolves
-nowhere. From then on nothing knows that the run is a fork: `latest`, `load_model` and the
-next `fit` find a run with a checkpoint, whatever becomes of the parent.
+The run is marked as unfinished from its first moment on, and the mark is taken away last, so that
+a fork which was broken off is refused wherever it is named. From then on nothing knows that the
+run is a fork: `latest`, `load_model` and the next `fit` find a run with a checkpoint, whatever
+becomes of the parent.
 
 A run may hold several series, such as two phases of one training. The new run also gets the
 newest resume point that each other series had by then: without it, the same script would
@@ -21,13 +22,22 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mlflow_ckpt.errors import CheckpointError, ResumeError, StoreError
+from mlflow_ckpt.errors import (
+    CheckpointError,
+    CheckpointNotFound,
+    IntegrityError,
+    ResumeError,
+    StoreError,
+)
 from mlflow_ckpt.fetched import bring, first_whole
 from mlflow_ckpt.next_steps import next_commands
 from mlflow_ckpt.record import (
+    FORK_STATE_TAG,
+    FORKED,
     FORKED_FROM_TAG,
     FORKED_MODEL_TAG,
     FORKED_STEP_TAG,
+    FORKING,
     Checkpoint,
     MetricRow,
     Run,
@@ -130,19 +140,17 @@ def _make(store: Store, run: Run, plan: _Plan) -> None:
     """Fill the new run, or leave it FAILED."""
     made: list[Checkpoint] = []
     try:
-        _hold(store, plan.source, run)
+        if _hold(store, plan.source, run):
+            store.log_input(run, plan.source)
         store.log_params(run, plan.params)
-        store.log_input(run, plan.source)
         store.log_rows(run, _curves(store, plan))
-        for series, companion in _companions(store, plan):
-            store.set_series(run, series)
-            with TemporaryDirectory(prefix="mlflow-ckpt-") as folder:
-                bring(store, companion, Path(folder))
-                logged = store.logged(companion)
-                made.append(_copy(store, companion, Path(folder), logged, run))
+        for series in plan.parent.series.values():
+            if series.name != plan.series.name:
+                made += _copy_companion(store, plan, series, run)
         store.set_series(run, plan.series)
-        store.set_status(run, "SCHEDULED")
         made.append(_copy(store, plan.source, plan.files, plan.logged, run))
+        store.set_status(run, "SCHEDULED")
+        store.set_tag(run, FORK_STATE_TAG, FORKED)
     except BaseException as error:
         try:
             store.delete(made)
@@ -153,14 +161,21 @@ def _make(store: Store, run: Run, plan: _Plan) -> None:
         raise
 
 
-def _hold(store: Store, source: Checkpoint, run: Run) -> None:
-    """Let no keep policy delete the checkpoint at which the fork begins."""
+def _hold(store: Store, source: Checkpoint, run: Run) -> bool:
+    """Let no keep policy delete the checkpoint at which the fork begins; whether it is there.
+
+    Its files are here already, so that the fork does without it.
+    """
     try:
         store.upkeep.hold_for_fork(source, run.run_id)
+    except CheckpointNotFound as error:
+        say(f"run {run.run_id} begins at a checkpoint that the parent has no more: {error}")
+        return False
     except ConnectionError:
         raise
     except StoreError as error:
         say(f"{source.name} may be pruned although run {run.run_id} begins at it: {error}")
+    return True
 
 
 # --- what is copied -----------------------------------------------------------
@@ -186,6 +201,7 @@ def _tags(parent: Run, source: Checkpoint, overrides: Mapping[str, str]) -> dict
     return {
         **kept,
         **repeated,
+        FORK_STATE_TAG: FORKING,
         FORKED_FROM_TAG: parent.run_id,
         FORKED_STEP_TAG: str(source.step),
         FORKED_MODEL_TAG: source.model_id,
@@ -223,18 +239,28 @@ def _before(rows: Iterable[MetricRow], plan: _Plan) -> Iterator[MetricRow]:
             yield row
 
 
-def _companions(store: Store, plan: _Plan) -> Iterator[tuple[Series, Checkpoint]]:
-    """Where each other series of the parent stood when the checkpoint was taken."""
-    for series in plan.parent.series.values():
-        if series.name == plan.series.name:
-            continue
-        earlier = [
-            checkpoint
-            for checkpoint in store.checkpoints(plan.parent, series)
-            if checkpoint.kind in _KINDS and checkpoint.created_at <= plan.source.created_at
-        ]
-        if earlier:
-            yield series, max(earlier, key=lambda c: (c.step, c.created_at))
+def _copy_companion(store: Store, plan: _Plan, series: Series, run: Run) -> list[Checkpoint]:
+    """Copy where another series of the parent stood when the checkpoint was taken, if anywhere."""
+    while (companion := _companion(store, plan, series)) is not None:
+        with TemporaryDirectory(prefix="mlflow-ckpt-") as folder:
+            try:
+                bring(store, companion, Path(folder))
+            except IntegrityError:
+                if store.reread(companion, series) is not None:
+                    raise
+                continue  # A keep policy was faster.
+            store.set_series(run, series)
+            return [_copy(store, companion, Path(folder), store.logged(companion), run)]
+    return []
+
+
+def _companion(store: Store, plan: _Plan, series: Series) -> Checkpoint | None:
+    earlier = [
+        checkpoint
+        for checkpoint in store.checkpoints(plan.parent, series)
+        if checkpoint.kind in _KINDS and checkpoint.created_at <= plan.source.created_at
+    ]
+    return max(earlier, key=lambda c: (c.step, c.created_at), default=None)
 
 
 # --- the copy of a checkpoint -------------------------------------------------

@@ -16,18 +16,28 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from mlflow_ckpt import card_content, plain_json
 from mlflow_ckpt.below import NO_FILE, open_below
-from mlflow_ckpt.digests import ALGORITHMS, digest_bytes, digest_file
+from mlflow_ckpt.digests import algorithm_of, digest_bytes, digest_file
 from mlflow_ckpt.errors import DigestMismatch, FormatTooNew, ManifestError
 from mlflow_ckpt.format_version import check_format
+from mlflow_ckpt.manifest_fields import (
+    count,
+    listed,
+    mapping,
+    read_checkpoint,
+    read_model,
+    read_versions,
+)
+from mlflow_ckpt.manifest_paths import check_each_once, check_path
 
 FILENAME = "manifest.json"
 FORMAT = "1.0"
 _MAJOR = 1
+NO_FILE_FOUND = "no file"
 LARGEST = 256 << 20  # bytes of a manifest; that of 100,000 variables has 20 MiB
 
 
@@ -70,7 +80,9 @@ class FileEntry:
         except OSError as error:
             if error.errno not in NO_FILE:
                 raise
-            raise _mismatch(self.path, self.digest, f"no file ({error.strerror})") from error
+            raise _mismatch(
+                self.path, self.digest, f"{NO_FILE_FOUND} ({error.strerror})"
+            ) from error
         try:
             fault = self._fault(file)
             if fault is not None and not self._says_the_same(file):
@@ -117,7 +129,7 @@ def read_bounded(root: Path) -> bytes:
     except OSError as error:
         if error.errno not in NO_FILE:
             raise
-        raise _mismatch(FILENAME, "a manifest", f"no file ({error.strerror})") from error
+        raise _mismatch(FILENAME, "a manifest", f"{NO_FILE_FOUND} ({error.strerror})") from error
     if len(data) > LARGEST:
         raise _mismatch(FILENAME, f"at most {LARGEST} bytes", "more")
     return data
@@ -199,15 +211,11 @@ class Manifest:
 
         Raises:
             DigestMismatch: If the bytes are not the committed ones.
-            FormatTooNew: If the format's major version is newer than 1.
+            FormatTooNew: If the format's major version is newer than 1, or a digest is of an
+                algorithm that none of 1.x names.
             ManifestError: If it is not a manifest.
         """
-        algorithm = digest.partition(":")[0]
-        if algorithm not in ALGORITHMS:
-            raise ManifestError(
-                f"Expected one of {sorted(ALGORITHMS)}. Received: digest={digest!r}"
-            )
-        found = digest_bytes(data, algorithm)
+        found = digest_bytes(data, algorithm_of(digest, "The checkpoint's manifest"))
         if found != digest:
             raise _mismatch(FILENAME, digest, found)
         try:
@@ -220,14 +228,13 @@ class Manifest:
     @classmethod
     def _read(cls, raw: Mapping[str, Any]) -> Manifest:
         written = check_format(raw["format"], "The checkpoint")
-        files = [_read_entry(entry) for entry in raw["files"]]
-        if len({entry.path for entry in files} | {FILENAME}) <= len(files):
-            raise ManifestError(f"Expected each file once, and not {FILENAME} itself.")
+        files = [_read_entry(mapping(entry)) for entry in listed(raw["files"])]
+        check_each_once((entry.path for entry in files), FILENAME)
         return cls(
             files=files,
-            checkpoint=dict(raw["checkpoint"]),
-            model=_read_model(raw.get("model", {})),
-            versions={str(k): str(v) for k, v in dict(raw.get("versions", {})).items()},
+            checkpoint=read_checkpoint(raw["checkpoint"]),
+            model=read_model(raw.get("model", {})),
+            versions=read_versions(raw.get("versions", {})),
             format=written,
         )
 
@@ -237,56 +244,9 @@ class Manifest:
 
 
 def _read_entry(raw: Mapping[str, Any]) -> FileEntry:
+    path, size, digest = check_path(raw["path"]), raw["size"], raw["digest"]
     # Of a file that is read, the bytes count.
-    content = raw.get("content") if raw["path"] == card_content.PATH else None
-    entry = FileEntry(
-        path=str(raw["path"]),
-        size=int(raw["size"]),
-        digest=str(raw["digest"]),
-        content=None if content is None else str(content),
-    )
-    pure = PurePosixPath(entry.path)
-    unsafe = pure.is_absolute() or ".." in pure.parts or not pure.parts or "\\" in entry.path
-    unsafe = unsafe or "\0" in entry.path or not _is_utf8(entry.path)
-    if unsafe or ":" in pure.parts[0] or entry.size < 0:
-        raise ManifestError(
-            f"Expected a relative path inside the checkpoint. Received: {entry.path!r}"
-        )
-    for digest in filter(None, (entry.digest, entry.content)):
-        if digest.partition(":")[0] not in ALGORITHMS:
-            raise ManifestError(f"Expected one of {sorted(ALGORITHMS)}. Received: {digest!r}")
-    return entry
-
-
-def _read_model(raw: Any) -> dict[str, Any]:
-    """The fingerprint, of which `fingerprint.py` reads variables and optimizers."""
-    model = dict(raw)
-    _read_variables(model.get("variables", []))
-    for optimizer in _list(model.get("optimizers", [])):
-        _read_variables(optimizer["variables"])
-        names = optimizer["attribute"], optimizer["class"]
-        positions = _list(optimizer["trains"])
-        count = len(model.get("variables", []))
-        if not all(isinstance(name, str) for name in names) or not all(
-            type(n) is int and 0 <= n < count for n in positions
-        ):
-            raise ManifestError(f"Expected an optimizer of the model's. Received: {names!r}")
-    return model
-
-
-def _read_variables(raw: Any) -> None:
-    for path, shape, dtype in _list(raw):
-        whole = all(type(size) is int and size >= 0 for size in _list(shape))
-        if not (whole and isinstance(path, str) and isinstance(dtype, str)):
-            raise ManifestError(f"Expected a path, a shape and a dtype. Received: {path!r}")
-
-
-def _list(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise ManifestError(f"Expected a list. Received: {type(value).__name__}")
-    return value
-
-
-def _is_utf8(text: str) -> bool:
-    """JSON may escape half a surrogate pair, which no file name can hold."""
-    return not any("\ud800" <= c <= "\udfff" for c in text)
+    content = raw.get("content") if path == card_content.PATH else None
+    for each in (digest,) if content is None else (digest, content):
+        algorithm_of(each, f"The file {path!r}")
+    return FileEntry(path=path, size=count(size, "size"), digest=digest, content=content)

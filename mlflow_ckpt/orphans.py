@@ -57,13 +57,24 @@ class Collector:
 
     Args:
         deleted_runs: Whether runs that are deleted, and could be restored, count as gone.
+        pinned: Whether checkpoints of such runs go although they are pinned.
+        undelivered: Whether journals of such runs go although something in them was never
+            delivered: it exists nowhere else.
         dry_run: Whether to look only.
     """
 
-    def __init__(self, *, deleted_runs: bool = False, dry_run: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        deleted_runs: bool = False,
+        pinned: bool = False,
+        undelivered: bool = False,
+        dry_run: bool = False,
+    ) -> None:
         self._store = Store()
         self._upkeep = self._store.upkeep
         self._gone_stages = {None, "deleted"} if deleted_runs else {None}
+        self._pinned, self._undelivered = pinned, undelivered
         self._dry_run = dry_run
         self._stages: dict[str, str | None] = {}
 
@@ -79,7 +90,7 @@ class Collector:
             ServerAway, StoreError: If the server does not answer, or refuses.
         """
         for trace in self._upkeep.of_experiments(self._upkeep.experiments(experiment)):
-            if self._is_gone(trace.run_id):
+            if self._is_gone(trace.run_id, trace.experiment_id):
                 yield self._checkpoint(trace)
             elif trace.state == "deleting":
                 yield self._begun(trace)
@@ -89,16 +100,22 @@ class Collector:
             for folder in [spool] if spool else Spool().folders():
                 yield from self._journals(folder)
 
-    def _is_gone(self, run_id: str) -> bool:
+    def _is_gone(self, run_id: str, experiment_id: str) -> bool:
         if run_id not in self._stages:
-            self._stages[run_id] = self._upkeep.stage_of(run_id)
+            self._stages[run_id] = self._upkeep.stage_of(run_id, experiment_id)
         return self._stages[run_id] in self._gone_stages
 
     def _checkpoint(self, trace: Trace) -> Orphan:
-        why = ", ".join(trace.held)
+        why = ", ".join(hold for hold in trace.held if self._holds_still(trace, hold))
         if not why and self._upkeep.is_registered(trace.model_id):
             why = "registered"
         return self._removed(trace, why)
+
+    def _holds_still(self, trace: Trace, hold: str) -> bool:
+        """Whether what holds it is there, and is not to be overruled."""
+        if hold == "forked":
+            return not all(self._is_gone(fork, trace.experiment_id) for fork in trace.forks)
+        return hold != "pinned" or not self._pinned
 
     def _begun(self, trace: Trace) -> Orphan:
         """A deletion that somebody has begun and not ended, of a run that is there."""
@@ -119,7 +136,7 @@ class Collector:
 
     def _holds(self, trace: Trace) -> Iterator[Orphan]:
         for fork in trace.forks:
-            if self._is_gone(fork):
+            if self._is_gone(fork, trace.experiment_id):
                 if not self._dry_run:
                     self._upkeep.release_fork(trace.model_id, fork)
                 yield Orphan(
@@ -136,12 +153,17 @@ class Collector:
         for journal in journals(folder):
             about = journal.about
             run_id = str(about.get("run_id", ""))
-            if about.get("tracking_uri") == here and run_id and self._is_gone(run_id):
+            experiment_id = str(about.get("run", {}).get("experiment_id", ""))
+            is_ours = about.get("tracking_uri") == here and run_id
+            if is_ours and self._is_gone(run_id, experiment_id):
                 yield self._journal(journal, run_id)
 
     def _journal(self, journal: Journal, run_id: str) -> Orphan:
         size, why = journal.bytes, ""
-        if not self._dry_run:
+        waits = journal.first() is not None or journal.refused()
+        if waits and not self._undelivered:
+            why = "not all of it was delivered: --undelivered"
+        elif not self._dry_run:
             try:
                 destroy(journal)
             except SpoolError as error:

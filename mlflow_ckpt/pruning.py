@@ -9,10 +9,11 @@ Sizes are bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
+from mlflow_ckpt.errors import NotFound, StoreError
 from mlflow_ckpt.policy import Keep
 from mlflow_ckpt.record import Checkpoint, Run, Series
 from mlflow_ckpt.resolver import choose_series, find, some_series
@@ -99,21 +100,45 @@ def _by_policy(
     policy = replace(keep, best=keep.best or 1)
     going = retention.going(series, policy)
     why = retention.why(series, policy)
-    gone = going if dry_run else store.delete(going)
+    tried = {c.model_id for c in going}
+    gone = _ids(going if dry_run else _delete(store, going))
     for checkpoint in retention.all(series):
         reasons = tuple(why.get(checkpoint.model_id, ()))
-        if checkpoint in going:
-            reasons = () if checkpoint in gone else ("the server keeps it",)
-        yield Pruned(checkpoint=checkpoint, gone=checkpoint in gone, why=reasons)
+        is_gone = checkpoint.model_id in gone
+        if checkpoint.model_id in tried:
+            reasons = () if is_gone else ("held since, or the server keeps it",)
+        yield Pruned(checkpoint=checkpoint, gone=is_gone, why=reasons)
 
 
 def _quarantined(store: Store, run: Run, series: Series, dry_run: bool) -> Iterator[Pruned]:
     suspects = store.upkeep.corrupt(run, series)
     free = [c for c in suspects if not c.held and not store.upkeep.is_registered(c.model_id)]
-    gone = free if dry_run else store.delete(free)
+    tried = _ids(free)
+    gone = _ids(free if dry_run else _delete(store, free, "corrupt"))
     for checkpoint in suspects:
-        why = checkpoint.held or (("corrupt",) if checkpoint in free else ("registered",))
-        yield Pruned(checkpoint=checkpoint, gone=checkpoint in gone, why=why)
+        is_free = checkpoint.model_id in tried
+        why = checkpoint.held or (("corrupt",) if is_free else ("registered",))
+        yield Pruned(checkpoint=checkpoint, gone=checkpoint.model_id in gone, why=why)
+
+
+def _ids(checkpoints: Iterable[Checkpoint]) -> set[str]:
+    return {checkpoint.model_id for checkpoint in checkpoints}
+
+
+def _delete(
+    store: Store, checkpoints: Iterable[Checkpoint], was: Literal["true", "corrupt"] = "true"
+) -> list[Checkpoint]:
+    """Delete one after the other; an error says what has gone by then."""
+    gone = list[Checkpoint]()
+    for checkpoint in checkpoints:
+        try:
+            gone += store.delete([checkpoint], was)
+        except StoreError as error:
+            names = ", ".join(each.name for each in gone) or "nothing"
+            raise type(error)(
+                f"{error} Deleted by then: {names}. Run it again to go on from there."
+            ) from error
+    return gone
 
 
 def pin(run_id: str, which: str | Selector) -> Checkpoint:
@@ -123,7 +148,8 @@ def pin(run_id: str, which: str | Selector) -> Checkpoint:
         SelectorError, NotFound: As `resolve`.
         StoreError: If the server refuses.
     """
-    store, checkpoint = _resolved(run_id, which)
+    store, run, series, selector = _asked(run_id, which)
+    checkpoint = find(store, run, selector, series)
     store.upkeep.pin(checkpoint)
     return checkpoint
 
@@ -131,15 +157,27 @@ def pin(run_id: str, which: str | Selector) -> Checkpoint:
 def unpin(run_id: str, which: str | Selector) -> Checkpoint:
     """Leave a checkpoint to the keep policies again; what is not pinned stays as it is.
 
+    One that is marked as corrupt, which no selector finds, is found by its step or epoch.
+
     Raises:
         SelectorError, NotFound, StoreError: As `pin`.
     """
-    store, checkpoint = _resolved(run_id, which)
+    store, run, series, selector = _asked(run_id, which)
+    try:
+        checkpoint = find(store, run, selector, series)
+    except NotFound:
+        if selector.kind not in ("step", "epoch"):
+            raise
+        suspects = store.upkeep.corrupt(run, series)
+        found = [c for c in suspects if getattr(c, selector.kind) == selector.number]
+        if not found:
+            raise
+        checkpoint = found[-1]
     store.upkeep.unpin(checkpoint)
     return checkpoint
 
 
-def _resolved(run_id: str, which: str | Selector) -> tuple[Store, Checkpoint]:
+def _asked(run_id: str, which: str | Selector) -> tuple[Store, Run, Series, Selector]:
     store, selector = Store(), Selector.parse(which)
     run = store.run(run_id)
-    return store, find(store, run, selector, choose_series(run, selector))
+    return store, run, choose_series(run, selector), selector

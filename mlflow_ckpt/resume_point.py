@@ -44,7 +44,24 @@ def choose(ground: Ground, series: Series, resume: Resume | None) -> Checkpoint 
             f"can continue is damaged: {'; '.join(str(each) for each in ground.skipped)}. "
             "Start a new run."
         )
+    _refuse_to_begin_anew(ground, series)
     return None
+
+
+def _refuse_to_begin_anew(ground: Ground, series: Series) -> None:
+    """Nothing to continue from is no reason to train epoch 1 again where there was something."""
+    if ground.away is not None or series.name not in ground.run.series:
+        return
+    suspects = ground.store.upkeep.corrupt(ground.run, series)
+    if any(checkpoint.kind in ("epoch", "batch") for checkpoint in suspects):
+        names = ", ".join(checkpoint.name for checkpoint in suspects)
+        run_id = ground.run.run_id
+        raise IntegrityError(
+            f"Expected a checkpoint of the series {series.name!r} of run {run_id} to continue "
+            f"from. Received: only ones that are marked as corrupt: {names}. Put their files back "
+            f"and type `mlflow-ckpt verify {run_id}`, which lifts the mark; or type "
+            f"`mlflow-ckpt prune {run_id} --corrupt` to begin the series anew."
+        )
 
 
 def damage_of(ground: Ground, checkpoint: Checkpoint) -> IntegrityError | None:

@@ -1,8 +1,9 @@
 """Apply a keep policy to one series, with few questions to the server.
 
 What the series holds is read once, at the first checkpoint, and counted from there. The
-server is asked again only of a checkpoint that is about to go: somebody may have pinned
-or registered it, or begun a fork at it, since.
+server is asked again only when something is about to go: of that checkpoint, because somebody
+may have pinned or registered it, or begun a fork at it, since; and of what was marked as corrupt
+since, because nothing else may go in its favour.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from mlflow_ckpt import policy
 from mlflow_ckpt.errors import StoreError
 from mlflow_ckpt.policy import Candidate, Keep
 from mlflow_ckpt.record import Checkpoint, Run, Series
-from mlflow_ckpt.say import say
 from mlflow_ckpt.store import Store
 
 
@@ -30,7 +30,6 @@ class Retention:
         self._run = run
         self._look_only = look_only
         self._known: dict[str, Checkpoint] | None = None
-        self._told = False
 
     def apply(self, newest: Checkpoint, series: Series, keep: Keep | None) -> list[Checkpoint]:
         """Delete what `keep` lets go now that `newest` is committed.
@@ -61,6 +60,8 @@ class Retention:
             StoreError: If the server refuses.
         """
         self._read(series)
+        if self._candidates(series, keep):
+            self._forget_corrupt(series)
         asked = set[str]()
         while stale := [c for c in self._candidates(series, keep) if c.model_id not in asked]:
             for old in stale:
@@ -93,6 +94,11 @@ class Retention:
             history = self._store.checkpoints(self._run, series)
             self._known = {c.model_id: c for c in history if c.kind != "final"}
 
+    def _forget_corrupt(self, series: Series) -> None:
+        assert self._known is not None, "it was read"
+        for checkpoint in self._store.upkeep.corrupt(self._run, series):
+            self._known.pop(checkpoint.model_id, None)
+
     def _ask(self, old: Checkpoint, series: Series) -> None:
         """Read a checkpoint again that is about to go."""
         assert self._known is not None, "it was read"
@@ -110,9 +116,7 @@ class Retention:
         except ConnectionError:
             raise
         except StoreError as error:
-            if not self._told:
-                self._told = True
-                say(f"Old checkpoints stay, because they may be registered: {error}")
+            self._store.tell_that_it_may_be_registered(error)
             return True
 
     def _candidates(self, series: Series, keep: Keep) -> list[Checkpoint]:

@@ -18,10 +18,15 @@ def say(text: str) -> None:
         print(f"\nmlflow_ckpt: {text}", flush=True)
 
 
-def say_on_stderr() -> None:
-    """From now on: stdout belongs to what a command prints for others to read."""
+@contextmanager
+def say_on_stderr() -> Iterator[None]:
+    """Meanwhile stdout belongs to what a command prints for others to read."""
     global _beside_output
-    _beside_output = True
+    before, _beside_output = _beside_output, True
+    try:
+        yield
+    finally:
+        _beside_output = before
 
 
 @contextmanager

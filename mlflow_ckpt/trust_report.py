@@ -20,6 +20,8 @@ def print_verdict(verdict: Verdict) -> None:
         click.echo(f"{'':<10}  {fault}")
     if verdict.state == "corrupt" and not verdict.marked:
         click.echo(f"{'':<10}  it is not marked: selectors still return it")
+    if verdict.state == "marked":
+        click.echo(f"{'':<10}  it is whole, and still marked as corrupt: no selector returns it")
 
 
 def print_verification(found: Verification) -> None:

@@ -20,7 +20,13 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from mlflow_ckpt.card_content import CARD
-from mlflow_ckpt.errors import DigestMismatch, FormatTooNew, IntegrityError, StoreError
+from mlflow_ckpt.errors import (
+    DigestMismatch,
+    FormatTooNew,
+    IntegrityError,
+    ResumeError,
+    StoreError,
+)
 from mlflow_ckpt.fetched import twice
 from mlflow_ckpt.manifest import FILENAME, Manifest
 from mlflow_ckpt.record import Checkpoint, Run
@@ -28,7 +34,7 @@ from mlflow_ckpt.resolver import some_series
 from mlflow_ckpt.say import say
 from mlflow_ckpt.store import Store
 
-State = Literal["whole", "mended", "altered", "corrupt", "unreadable", "gone"]
+State = Literal["whole", "mended", "marked", "altered", "corrupt", "unreadable", "gone"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +55,13 @@ class Verdict:
 
     Attributes:
         run_id, series, name, model_id, epoch, step: Which one.
-        state: `whole`; `mended`: it was marked as corrupt and is whole; `altered`: MLflow's own
-            files beside the model say something else, as after `set_signature`: it loads, and
-            is not marked; `corrupt`; `unreadable`: of a later format than this version reads;
-            `gone`: deleted meanwhile.
+        state: `whole`; `mended`: it was marked as corrupt and is whole; `marked`: the same, and
+            the mark stays, because it was not to be lifted or this user may not; `altered`:
+            MLflow's own files beside the model say something else, as after `set_signature`: it
+            loads, and is not marked; `corrupt`; `unreadable`: of a later format than this version
+            reads, or a file or tag of it cannot be read at all; `gone`: deleted meanwhile.
         faults: What is wrong, empty unless it is altered, corrupt or unreadable.
-        marked: Whether the server has been told.
+        marked: Whether the server has been told, as far as it had to be.
         files, bytes: How many were read.
     """
 
@@ -79,7 +86,7 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether every checkpoint is whole, and could be read."""
+        """Whether every checkpoint is whole, could be read, and can be found."""
         return all(v.state in ("whole", "mended", "gone") for v in self.verdicts)
 
     @property
@@ -135,12 +142,17 @@ def verify_experiment(
     """
     store = Store()
     traces = store.upkeep.of_experiments(store.upkeep.experiments(name))
-    runs = list(dict.fromkeys(trace.run_id for trace in reversed(traces)))
+    runs = {trace.run_id: trace.experiment_id for trace in reversed(traces)}
 
     def each() -> Iterator[Verdict]:
-        for run_id in runs:
-            if store.upkeep.stage_of(run_id) == "active":
-                yield from _of_run(store, store.run(run_id), None, mark)
+        for run_id, experiment_id in runs.items():
+            if store.upkeep.stage_of(run_id, experiment_id) == "active":
+                try:
+                    run = store.run(run_id)
+                except ResumeError as error:  # half a fork
+                    say(str(error))
+                    continue
+                yield from _of_run(store, run, None, mark)
 
     return _collect(each(), seen)
 
@@ -156,10 +168,25 @@ def _collect(verdicts: Iterator[Verdict], seen: Callable[[Verdict], None] | None
 
 def _of_run(store: Store, run: Run, series: str | None, mark: bool) -> Iterator[Verdict]:
     for facts in some_series(run, series):
-        suspects = store.upkeep.corrupt(run, facts)
-        both = [*store.checkpoints(run, facts), *suspects]
-        for checkpoint in sorted(both, key=lambda c: (c.step, c.created_at)):
-            yield _judge(store, checkpoint, was_bad=checkpoint in suspects, mark=mark)
+        found, unreadable = store.upkeep.in_hand(run, facts)
+        for checkpoint, state in sorted(found, key=lambda each: _place(each[0])):
+            yield _judge(store, checkpoint, was_bad=state == "corrupt", mark=mark)
+        for trace, error in unreadable:
+            fault = Fault(path="tags", expected="those of a checkpoint", found=str(error))
+            yield Verdict(
+                run_id=run.run_id,
+                series=facts.name,
+                name=trace.name,
+                model_id=trace.model_id,
+                epoch=trace.epoch,
+                step=trace.step,
+                state="unreadable",
+                faults=(fault,),
+            )
+
+
+def _place(checkpoint: Checkpoint) -> tuple[int, int]:
+    return checkpoint.step, checkpoint.created_at
 
 
 def _judge(store: Store, checkpoint: Checkpoint, *, was_bad: bool, mark: bool) -> Verdict:
@@ -169,11 +196,17 @@ def _judge(store: Store, checkpoint: Checkpoint, *, was_bad: bool, mark: bool) -
     except FormatTooNew as error:
         fault = Fault(path=FILENAME, expected="a format that is known", found=str(error))
         return _verdict(checkpoint, "unreadable", (fault,))
+    except ConnectionError:
+        raise
+    except StoreError as error:
+        fault = Fault(path="files", expected="files that can be read", found=str(error))
+        return _verdict(checkpoint, "unreadable", (fault,))
     marked = False
     if all(fault.path in CARD for fault in faults):
-        state = "altered" if faults else "mended" if was_bad else "whole"
-        if was_bad and mark:
-            marked = _tell(lambda: store.upkeep.trust(checkpoint))
+        state = "altered" if faults else "whole"
+        if was_bad:
+            marked = mark and _tell(lambda: store.upkeep.trust(checkpoint))
+            state = state if faults else "mended" if marked else "marked"
     elif not _exists(store, checkpoint):
         return _verdict(checkpoint, "gone", ())
     else:

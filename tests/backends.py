@@ -5,6 +5,7 @@
     postgres-s3   mlflow server, PostgreSQL; artifacts go from the client to S3
     basic-auth    mlflow server that asks for a user, here one without privileges; artifacts
                   go through the server
+    production    what docs/compose.yaml starts; for the tests of that page
 
 Each is started once in a process that tests, when the first test asks for it.
 """
@@ -17,13 +18,14 @@ import secrets
 import shutil
 import urllib.request
 import uuid
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import mlflow
 import pytest
+from composed import Composed
 from postgres import Postgres
 from s3 import BUCKET, S3
 from server_process import ServerProcess
@@ -108,39 +110,13 @@ class PostgresS3(Backend):
         self._serve(store=postgres.uri, options=root, workers=self.workers)
 
 
-class BasicAuth(Backend):
-    """Grants nothing by default, so that what a test may do it was given.
+class WithUsers(Backend):
+    """A server that asks for a user, and is used as one without privileges.
 
-    Passwords are kept as hashes that take 50 ms to check; the server remembers for a minute
-    which were right.
+    It grants nothing by default, so that what a test may do it was given.
     """
 
-    name = "basic-auth"
-
-    def start(self) -> None:
-        self._admin = ("admin", secrets.token_hex(8))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        settings = self.folder / "basic_auth.ini"
-        settings.write_text(
-            "[mlflow]\n"
-            "default_permission = NO_PERMISSIONS\n"
-            f"database_uri = sqlite:///{self.folder / 'basic_auth.db'}\n"
-            "auth_cache_ttl_seconds = 60\n"
-        )
-        self._serve(
-            database=self.database,
-            options=(
-                *("--artifacts-destination", (self.folder / "served").as_uri()),
-                *("--app-name", "basic-auth"),
-            ),
-            environment={
-                "MLFLOW_AUTH_CONFIG_PATH": str(settings),
-                "MLFLOW_AUTH_ADMIN_USERNAME": self._admin[0],
-                "MLFLOW_AUTH_ADMIN_PASSWORD": self._admin[1],
-                "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(16),
-            },
-        )
-        self.environment = self.new_user("trainer")
+    admin: Mapping[str, str]
 
     def new_user(self, name: str) -> dict[str, str]:
         """Make a user without any permission; what a client of that user has to be told."""
@@ -158,12 +134,18 @@ class BasicAuth(Backend):
             permission=permission,
         )
 
+    def permitted(self, run_id: str, permission: str) -> dict[str, str]:
+        """A new user with this permission on the experiment of the run."""
+        user = self.new_user(permission.lower())
+        self.permit(user, mlflow.get_run(run_id).info.experiment_id, permission)
+        return user
+
     def _ask(self, path: str, **body: str) -> None:
         """Make a request in the name of the administrator.
 
         MLflow's own client of these is of the module that makes the server, and imports it.
         """
-        secret = base64.b64encode(":".join(self._admin).encode()).decode()
+        secret = base64.b64encode(":".join(self.admin.values()).encode()).decode()
         request = urllib.request.Request(
             f"{self.uri}/api/{path}",
             json.dumps(body).encode(),
@@ -172,10 +154,66 @@ class BasicAuth(Backend):
         urllib.request.urlopen(request, timeout=60).close()
 
 
+class BasicAuth(WithUsers):
+    """Passwords are kept as hashes that take 50 ms to check; the server remembers for a minute
+    which were right.
+    """
+
+    name = "basic-auth"
+
+    def start(self) -> None:
+        password = secrets.token_hex(8)
+        self.admin = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": password}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        settings = self.folder / "basic_auth.ini"
+        settings.write_text(
+            "[mlflow]\n"
+            "default_permission = NO_PERMISSIONS\n"
+            f"database_uri = sqlite:///{self.folder / 'basic_auth.db'}\n"
+            "auth_cache_ttl_seconds = 60\n"
+        )
+        self._serve(
+            database=self.database,
+            options=(
+                *("--artifacts-destination", (self.folder / "served").as_uri()),
+                *("--app-name", "basic-auth"),
+            ),
+            environment={
+                "MLFLOW_AUTH_CONFIG_PATH": str(settings),
+                "MLFLOW_AUTH_ADMIN_USERNAME": "admin",
+                "MLFLOW_AUTH_ADMIN_PASSWORD": password,
+                "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(16),
+            },
+        )
+        self.environment = self.new_user("trainer")
+
+
+class Production(WithUsers):
+    """What docs/compose.yaml starts: PostgreSQL, S3, several workers, users."""
+
+    name = "production"
+
+    def start(self) -> None:
+        composed = self._undo.enter_context(Composed(self.folder))
+        self.uri, self.admin, self.s3 = composed.uri, composed.admin, composed.s3
+        self.environment = self.s3.environment | self.new_user("trainer")
+
+
+@contextmanager
+def as_user(user: Mapping[str, str]) -> Iterator[None]:
+    """Be somebody else; nobody, if `user` says nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+            patch.delenv(name, raising=False)
+        for name, value in user.items():
+            patch.setenv(name, value)
+        yield
+
+
 KINDS: dict[str, type[Backend]] = {
-    kind.name: kind for kind in (Local, Proxied, PostgresS3, BasicAuth)
+    kind.name: kind for kind in (Local, Proxied, PostgresS3, BasicAuth, Production)
 }
-SERVERS = tuple(name for name in KINDS if name != Local.name)
+EVERYWHERE = tuple(name for name in KINDS if name != Production.name)
 
 
 class Backends:

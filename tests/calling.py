@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mlflow_ckpt import cli, cli_options, say
+from mlflow_ckpt import cli, cli_options
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,6 @@ def caller(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv(name, value)
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(say, "_beside_output", False)
 
     def run(*args: object) -> Result:
         capsys.readouterr()

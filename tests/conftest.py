@@ -19,12 +19,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 import keras
 import mlflow
 import pytest
-from backends import KINDS, Backend, Backends, Local
+from backends import EVERYWHERE, Backend, Backends, Local
 from calling import Cli, caller
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from mlflow_ckpt import resume, saving
+from mlflow_ckpt.store import _delete
 
 
 @event.listens_for(Engine, "connect")
@@ -45,7 +46,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     says `quick`.
     """
     marker = metafunc.definition.get_closest_marker("backends")
-    names = (marker.args or tuple(KINDS)) if marker else (Local.name,)
+    names = (marker.args or EVERYWHERE) if marker else (Local.name,)
     if names == (Local.name,):
         return
     assert marker is not None
@@ -111,6 +112,7 @@ def tracking(
     for name, value in backend.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
+    _delete._said.clear()
     uri = backend.uri_in(tmp_path)
     mlflow.set_tracking_uri(uri)
     mlflow.set_experiment(experiment_id=backend.new_experiment(request.node.originalname, tmp_path))

@@ -18,17 +18,22 @@ _START_S = 60.0
 
 
 class S3:
-    """One bucket on a free loopback port. It forgets everything when it ends.
+    """An object store on a free loopback port. It forgets everything when it ends.
+
+    Args:
+        folder: Where it logs; made if missing.
+        bucket: What it has from the start.
 
     Attributes:
         environment: What a client of it, and a server in its name, has to be told.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, bucket: str | None = BUCKET) -> None:
         pytest.importorskip("boto3")
         pytest.importorskip("moto.server")
         folder.mkdir(parents=True, exist_ok=True)
         self._log = folder / "s3.log"
+        self._bucket = bucket
         self._leash: Leash | None = None
         self._held, port = hold(None)
         self._port = port
@@ -45,7 +50,8 @@ class S3:
     def __enter__(self) -> Self:
         try:
             self._start()
-            self.client().create_bucket(Bucket=BUCKET)
+            if self._bucket:
+                self.client().create_bucket(Bucket=self._bucket)
         except BaseException:
             self.__exit__()
             raise

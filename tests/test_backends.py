@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import mlflow
 import numpy as np
 import pytest
 import stored
-from backends import BasicAuth
+from backends import BasicAuth, as_user
 from builders import fit, history, mlp, same
 from doubles import RaiseAt, StopHere
 from mlflow.store.artifact import s3_artifact_repo
@@ -137,24 +137,6 @@ def test_a_damaged_file_is_an_error_and_no_reason_to_wait(damage: str) -> None:
 # --- who may do what ----------------------------------------------------------
 
 
-@contextmanager
-def as_user(user: Mapping[str, str]) -> Iterator[None]:
-    """Be somebody else; nobody, if `user` says nothing."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
-            patch.delenv(name, raising=False)
-        for name, value in user.items():
-            patch.setenv(name, value)
-        yield
-
-
-def permitted(backend: BasicAuth, run_id: str, permission: str) -> dict[str, str]:
-    """A new user with this permission on the experiment of the run."""
-    user = backend.new_user(permission.lower())
-    backend.permit(user, mlflow.get_run(run_id).info.experiment_id, permission)
-    return user
-
-
 READ = "READ to load, EDIT to train"
 
 
@@ -163,7 +145,7 @@ def test_who_may_read_loads_and_is_told_what_it_takes_to_write(
     backend: BasicAuth, another_machine: Forget
 ) -> None:
     run_id, model = train(None, 2)
-    reader = permitted(backend, run_id, "READ")
+    reader = backend.permitted(run_id, "READ")
     another_machine()
     with as_user(reader):
         assert ckpt.resolve(run_id, "best").run_id == run_id

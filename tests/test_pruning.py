@@ -153,7 +153,7 @@ def test_what_is_pinned_between_look_and_deletion_stays(monkeypatch: pytest.Monk
 
 
 def test_a_registry_that_refuses_keeps_everything_with_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     run_id = trained(4)
 
@@ -163,7 +163,7 @@ def test_a_registry_that_refuses_keeps_everything_with_one_line(
     monkeypatch.setattr(MlflowClient, "search_model_versions", refuse)
     ckpt.prune(run_id, Keep(last=1, best=1))
     assert epochs(run_id) == [1, 2, 3, 4]
-    assert capsys.readouterr().out.count("Old checkpoints stay") == 1
+    assert caplog.text.count("Old checkpoints stay") == 1
 
 
 # --- pins ---------------------------------------------------------------------

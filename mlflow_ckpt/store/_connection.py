@@ -21,13 +21,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from mlflow_ckpt.errors import (
     NoActiveRun,
+    ResumeError,
     RunDeleted,
     RunNotFound,
     ServerAway,
     StoreError,
     UnsupportedStore,
 )
-from mlflow_ckpt.record import Run
+from mlflow_ckpt.record import FORK_STATE_TAG, FORKING, Run
 from mlflow_ckpt.store._faults import advice, is_away, is_denied
 
 _KIND_TAG = "mlflow.experimentKind"
@@ -221,6 +222,7 @@ def get_run(client: MlflowClient, run_id: str) -> Run:
     Raises:
         RunNotFound: If the server does not know it.
         RunDeleted: If it was deleted.
+        ResumeError: If it is a fork that was broken off while it was made.
     """
     with translated(f"read run {run_id!r}"):
         try:
@@ -236,6 +238,11 @@ def get_run(client: MlflowClient, run_id: str) -> Run:
     if found.info.lifecycle_stage == LifecycleStage.DELETED:
         raise RunDeleted(
             f"The run {run_id!r} is deleted. Restore it with: mlflow runs restore --run-id {run_id}"
+        )
+    if found.data.tags.get(FORK_STATE_TAG) == FORKING:
+        raise ResumeError(
+            f"The run {run_id!r} is a fork that is being made, or was broken off and is not whole. "
+            f"If it was: mlflow runs delete --run-id {run_id}, and fork again."
         )
     return Run(
         run_id=found.info.run_id,

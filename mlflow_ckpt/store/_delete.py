@@ -1,15 +1,20 @@
 """Take checkpoints away, and what lost answers left beside them.
 
-A checkpoint first leaves every resolver (`ckpt.complete=deleting`), then its files go, then its
-record: whoever dies in between leaves nothing half-deleted that resolves, and the tag says to
-the next one what is to be finished.
+A checkpoint first leaves every resolver (`ckpt.complete=deleting`), then it is asked once more
+what holds it, then its files go, then its record: whoever dies in between leaves nothing
+half-deleted that resolves, and the tag says to the next one what is to be finished. Who pins a
+checkpoint, or begins a fork at it, sets a tag first and looks at `ckpt.complete` then: of the two
+that meet, at least one sees the other.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Container, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -17,11 +22,15 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from mlflow_ckpt.errors import ServerAway, StoreError
 from mlflow_ckpt.record import COMPLETE_TAG, ENTRY_TAG, Checkpoint, Run
-from mlflow_ckpt.store import _query
+from mlflow_ckpt.store import _files, _query
 from mlflow_ckpt.store._connection import Connection, translated
 from mlflow_ckpt.store._faults import is_away, is_denied
 
 _logger = logging.getLogger("mlflow_ckpt")
+
+State = Literal["true", "corrupt", "deleting"]
+
+_NO_TAG = "ckpt.none"  # that nothing has
 
 
 def drop_unfinished(
@@ -67,7 +76,7 @@ class Left:
 
 
 class Deleter:
-    """Deletes checkpoints; what it may not delete it says once, and goes on.
+    """Deletes checkpoints; what it may not delete it says once in a process, and goes on.
 
     Attributes:
         may: Whether it still tries: not once a server has refused to give up a record.
@@ -75,12 +84,18 @@ class Deleter:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._warned = False
+        self._permitted = False
         self._proved = False
         self.may = True
 
-    def delete(self, checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
-        """Delete each; returns those that no resolver returns any more.
+    def delete(self, checkpoints: Iterable[Checkpoint], was: State = "true") -> list[Checkpoint]:
+        """Delete each, unless something holds it.
+
+        Args:
+            was: What its tag `ckpt.complete` says; one that stays goes back to it.
+
+        Returns:
+            Those that are gone.
 
         Raises:
             ServerAway, StoreError: If the server does not answer, or something else fails.
@@ -89,36 +104,79 @@ class Deleter:
         for checkpoint in checkpoints:
             if not self.may:
                 break
-            if self._one(checkpoint):
+            if self._one(checkpoint, was):
                 gone.append(checkpoint)
         return gone
 
-    def _one(self, checkpoint: Checkpoint) -> bool:
+    def _one(self, checkpoint: Checkpoint, was: State) -> bool:
         if refused := self._hide(checkpoint):
             self._warn(Left(checkpoint.artifact_uri, refused, refused))
             return False
-        left = remove(self._connection, checkpoint.model_id, checkpoint.artifact_uri)
+        if self._is_held(checkpoint):
+            self._show(checkpoint, was)
+            return False
+        left = self._forbidden(checkpoint) or remove(self._connection, checkpoint.model_id, checkpoint.artifact_uri)
         if left is None:
             self._prove(checkpoint)
             return True
-        if left.files and left.record:
-            # Nothing has gone, so it is as good as before.
-            with translated(f"keep {checkpoint.name}"):
-                self._connection.tag_model(checkpoint.model_id, {COMPLETE_TAG: "true"})
+        if left.files and left.record and was != "deleting":
+            self._show(checkpoint, was)
         self._warn(left)
         return not (left.files and left.record)
 
     def _hide(self, checkpoint: Checkpoint) -> str | None:
         """Take a checkpoint from every resolver; why that is forbidden, or `None`."""
         self._connection.wait_until_quiet()
+        return hide(self._connection, checkpoint.model_id)
+
+    def _show(self, checkpoint: Checkpoint, was: State) -> None:
+        """Undo `_hide`, if no file has gone: somebody may have begun before, and been stopped."""
+        if _files.lists_all(self._connection.uri, checkpoint):
+            with translated(f"keep {checkpoint.name}"):
+                state = "true" if was == "deleting" else was
+                self._connection.tag_model(checkpoint.model_id, {COMPLETE_TAG: state})
+
+    def _is_held(self, checkpoint: Checkpoint) -> bool:
+        """Whether it was pinned, registered or forked since somebody looked.
+
+        In doubt, where the registry denies the question, it is.
+        """
+        client = self._connection.client
+        with translated(f"read {checkpoint.name}"):
+            try:
+                tags = client.get_logged_model(checkpoint.model_id).tags
+            except MlflowException as error:
+                if _query.is_gone(client, checkpoint.model_id, error):
+                    return False
+                raise
+        if _query.held(tags):
+            return True
+        try:
+            return _query.is_registered(client, checkpoint.model_id)
+        except ServerAway:
+            raise
+        except StoreError as error:
+            tell_that_it_may_be_registered(self._connection, error)
+            return True
+
+    def _forbidden(self, checkpoint: Checkpoint) -> Left | None:
+        """Ask once, before the first file goes, whether this user may delete records.
+
+        Where files go past the server, they could go and the record stay. MLflow's basic-auth
+        asks the same permission of who deletes a tag.
+        """
+        if self._permitted:
+            return None
+        client = self._connection.client
         with translated(f"delete {checkpoint.name}"):
             try:
-                self._connection.tag_model(checkpoint.model_id, {COMPLETE_TAG: "deleting"})
+                client.delete_logged_model_tag(checkpoint.model_id, _NO_TAG)
             except MlflowException as error:
-                if not _query.is_gone(self._connection.client, checkpoint.model_id, error):
-                    if is_denied(error):
-                        return _first_line(error)
+                if is_denied(error) and not _query.is_gone(client, checkpoint.model_id, error):
+                    return Left(checkpoint.artifact_uri, _first_line(error), _first_line(error))
+                if is_away(error):
                     raise
+        self._permitted = True
         return None
 
     def _prove(self, checkpoint: Checkpoint) -> None:
@@ -133,8 +191,11 @@ class Deleter:
         )
         if type(repository) is LocalArtifactRepository:
             return
-        with translated(f"list the files of {checkpoint.name}"):
+        try:
             kept = repository.list_artifacts()
+        except Exception as error:  # noqa: BLE001 (nothing that is needed depends on it)
+            _logger.debug("Whether %s is empty is not known: %s", checkpoint.artifact_uri, error)
+            return
         if kept:
             reason = "it reported that they are deleted, and still lists them"
             self._warn(Left(checkpoint.artifact_uri, reason, None))
@@ -142,9 +203,8 @@ class Deleter:
     def _warn(self, left: Left) -> None:
         if left.record:
             self.may = False
-        if self._warned:
+        if not _is_first(self._connection, "record" if left.record else "files"):
             return
-        self._warned = True
         if left.record:
             _logger.warning(
                 "Old checkpoints stay: the tracking server does not let this user delete them "
@@ -156,6 +216,36 @@ class Deleter:
                 "The artifact store cannot delete files (%s). Old checkpoints leave the list "
                 "but their files stay at %s.", left.files, left.where
             )  # fmt: skip
+
+
+_said: set[tuple[str, str]] = set()
+
+
+def _is_first(connection: Connection, what: str) -> bool:
+    """Whether this process has not said this of the server yet."""
+    about = (connection.uri, what)
+    if about in _said:
+        return False
+    _said.add(about)
+    return True
+
+
+def tell_that_it_may_be_registered(connection: Connection, error: StoreError) -> None:
+    if _is_first(connection, "registry"):
+        _logger.warning("Old checkpoints stay, because they may be registered: %s", error)
+
+
+def hide(connection: Connection, model_id: str) -> str | None:
+    """Take a LoggedModel from every resolver; why that is forbidden, or `None`."""
+    with translated(f"delete {model_id}"):
+        try:
+            connection.tag_model(model_id, {COMPLETE_TAG: "deleting"})
+        except MlflowException as error:
+            if not _query.is_gone(connection.client, model_id, error):
+                if is_denied(error):
+                    return _first_line(error)
+                raise
+    return None
 
 
 def remove(connection: Connection, model_id: str, artifact_uri: str) -> Left | None:
@@ -174,8 +264,14 @@ def remove(connection: Connection, model_id: str, artifact_uri: str) -> Left | N
 
 def _remove_files(connection: Connection, artifact_uri: str) -> str | None:
     """Delete files; why they have to stay, or `None`."""
+    repository = get_artifact_repository(artifact_uri, tracking_uri=connection.uri)
+    # No subclass: a plugin's own may do more than lay files into a folder.
+    is_local = type(repository) is LocalArtifactRepository
+    folder = Path(repository.artifact_dir) if is_local else None
+    if folder and not folder.exists() and not _files.is_there(connection.uri, artifact_uri):
+        raise ServerAway(_files.nothing_there(artifact_uri))
     try:
-        get_artifact_repository(artifact_uri, tracking_uri=connection.uri).delete_artifacts()
+        repository.delete_artifacts()
     except FileNotFoundError:
         return None
     except NotImplementedError as error:
@@ -186,6 +282,9 @@ def _remove_files(connection: Connection, artifact_uri: str) -> str | None:
         raise (ServerAway if is_away(error) else StoreError)(
             f"Could not delete the files at {artifact_uri}: {error}"
         ) from error
+    if folder and _files.is_of_a_model(artifact_uri):
+        with suppress(OSError):  # not empty, or gone
+            folder.parent.rmdir()
     return None
 
 

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
-from mlflow_ckpt.errors import DigestMismatch, ServerAway, StoreError
-from mlflow_ckpt.manifest import FILENAME, LARGEST, Manifest, read_bounded
+from mlflow_ckpt.errors import (
+    CheckpointError,
+    DigestMismatch,
+    IntegrityError,
+    ServerAway,
+    StoreError,
+)
+from mlflow_ckpt.manifest import FILENAME, LARGEST, NO_FILE_FOUND, Manifest, read_bounded
 from mlflow_ckpt.record import Checkpoint
 from mlflow_ckpt.store import _bounded
 from mlflow_ckpt.store._faults import advice, is_away, is_denied
+
+_OF_A_MODEL = re.compile(r"(?P<root>.+)/models/[^/]+/artifacts/?")
 
 
 def manifest(uri: str, checkpoint: Checkpoint, directory: Path) -> Manifest:
@@ -23,9 +33,12 @@ def manifest(uri: str, checkpoint: Checkpoint, directory: Path) -> Manifest:
 
     Raises:
         DigestMismatch: If it is missing or not the committed one.
+        ServerAway: If nothing is there where the experiment's files should be.
+        StoreError: If it is there and cannot be read.
     """
-    root = _fetch(uri, checkpoint, FILENAME, directory, limit=LARGEST)
-    return Manifest.parse(read_bounded(root), digest=checkpoint.digest)
+    with _judged(uri, checkpoint, FILENAME):
+        root = _fetch(uri, checkpoint, FILENAME, directory, limit=LARGEST)
+        return Manifest.parse(read_bounded(root), digest=checkpoint.digest)
 
 
 def fetch(
@@ -47,18 +60,90 @@ def fetch(
 
     Raises:
         DigestMismatch: If one is missing, or its size or digest differs.
+        ServerAway, StoreError: As `manifest`.
     """
     with ExitStack() as undo:
         files: dict[str, BinaryIO] = {}
         for path in paths:
             entry = manifest.entry(path)
             if entry is not None:
-                root = _fetch(
-                    uri, checkpoint, path, directory, limit=entry.limit, in_place=in_place
-                )
-                files[path] = undo.enter_context(entry.open(root))
+                with _judged(uri, checkpoint, path):
+                    root = _fetch(
+                        uri, checkpoint, path, directory, limit=entry.limit, in_place=in_place
+                    )
+                    files[path] = undo.enter_context(entry.open(root))
         undo.pop_all()
     return files
+
+
+def lists_all(uri: str, checkpoint: Checkpoint) -> bool:
+    """Whether the store lists every file of a checkpoint; their bytes are not looked at.
+
+    Raises:
+        ServerAway, StoreError: As `manifest`.
+    """
+    try:
+        with TemporaryDirectory(prefix="mlflow-ckpt-") as folder:
+            expected = {entry.path for entry in manifest(uri, checkpoint, Path(folder)).files}
+    except IntegrityError:
+        return False
+    repository = get_artifact_repository(checkpoint.artifact_uri, tracking_uri=uri)
+    found = set[str]()
+    for parent in {PurePosixPath(path).parent.as_posix() for path in expected}:
+        there = repository.list_artifacts(None if parent == "." else parent)
+        found |= {info.path for info in there if not info.is_dir}
+    return expected <= found
+
+
+# --- is the store there at all? -----------------------------------------------
+
+
+def is_of_a_model(artifact_uri: str) -> bool:
+    """Whether files lie where MLflow puts those of a LoggedModel, not at an address of its own."""
+    return _OF_A_MODEL.fullmatch(artifact_uri) is not None
+
+
+def is_there(uri: str, artifact_uri: str, run_id: str | None = None) -> bool:
+    """Whether the artifact store is the one that a LoggedModel was written to.
+
+    A disk that is not mounted is an empty folder, or one that somebody has begun anew; a folder
+    of another machine is none.
+
+    Args:
+        run_id: Look for what this run has stored: every series wrote a file of its own there.
+            `None`: for anything of the experiment, such as the folder of its models, which
+            stays once it is made.
+    """
+    place = _OF_A_MODEL.fullmatch(artifact_uri)
+    if place is None:
+        return True
+    where = place["root"] if run_id is None else f"{place['root']}/{run_id}/artifacts"
+    return bool(get_artifact_repository(where, tracking_uri=uri).list_artifacts())
+
+
+def nothing_there(artifact_uri: str) -> str:
+    place = _OF_A_MODEL.fullmatch(artifact_uri)
+    return (
+        f"What was stored at {place['root'] if place else artifact_uri} is not there, the run's "
+        "own artifacts included. Is that store reachable from here? A disk may not be mounted, or "
+        "the folder may be one of another machine."
+    )
+
+
+@contextmanager
+def _judged(uri: str, checkpoint: Checkpoint, path: str) -> Iterator[None]:
+    """Tell a missing file from a missing store, and both from one that cannot be read."""
+    try:
+        yield
+    except DigestMismatch as error:
+        is_missing = error.found.startswith(NO_FILE_FOUND)
+        if is_missing and not is_there(uri, checkpoint.artifact_uri, checkpoint.run_id):
+            raise ServerAway(nothing_there(checkpoint.artifact_uri)) from error
+        raise
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise StoreError(f"Could not read {path!r} of {checkpoint.name}: {error}") from error
 
 
 def _fetch(
@@ -108,7 +193,7 @@ def _failure(
                 f"(`mlflow-ckpt list {checkpoint.run_id}` shows them).",
                 path=path,
                 expected="a file",
-                found="no file",
+                found=NO_FILE_FOUND,
             )
     text = f"Could not download {path!r} of {checkpoint.name}: {error}"
     if is_denied(error):

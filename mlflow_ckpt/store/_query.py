@@ -207,10 +207,26 @@ def is_gone(client: MlflowClient, model_id: str, error: MlflowException) -> bool
         return True
     if not is_denied(error):
         return False
-    readable = client.search_experiments(max_results=_EXPERIMENTS)
-    ids = [experiment.experiment_id for experiment in readable]
-    clause = f"model_id = '{model_id}'"
-    return bool(ids) and not client.search_logged_models(ids, filter_string=clause, max_results=1)
+    clause, token, readable = f"model_id = '{model_id}'", None, False
+    while True:
+        page = client.search_experiments(max_results=_EXPERIMENTS, page_token=token)
+        ids = [experiment.experiment_id for experiment in page]
+        if ids and client.search_logged_models(ids, filter_string=clause, max_results=1):
+            return False
+        readable, token = readable or bool(ids), page.token
+        if not token:
+            return readable
+
+
+def is_registered(client: MlflowClient, model_id: str) -> bool:
+    """Whether a version in the model registry has the files of a LoggedModel.
+
+    MLflow tags what is registered through `mlflow.register_model` or its server. A version
+    that was made by its source alone, in a database without a server, leaves no tag.
+    """
+    with translated(f"look for {model_id} in the model registry"):
+        found = client.search_model_versions(f"source_path LIKE '%{model_id}%'", max_results=1)
+    return bool(found)
 
 
 def of_entry(client: MlflowClient, run: Run, entry: str) -> list[LoggedModel]:

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, RunTag
 
 from mlflow_ckpt import worker
-from mlflow_ckpt.errors import NoActiveRun
+from mlflow_ckpt.errors import NoActiveRun, StoreError
 from mlflow_ckpt.manifest import Manifest
 from mlflow_ckpt.record import (
     COMPLETE_TAG,
@@ -266,15 +266,15 @@ class Store:
             self.finish_deleting(run, series)
             ends = _query.ends(self._client, run, series)
             earlier = [c for c in ends if c.model_id != checkpoint.model_id]
-            gone = [c for c in earlier if c.kind == "final" and not c.pinned]
+        gone = self.delete([c for c in earlier if c.kind == "final" and not c.held])
+        with translated("mark earlier end states as such"):
             for other in earlier:
                 if other not in gone:
                     self._connection.tag_model(other.model_id, {FINAL_TAG: "false"})
-        self.delete(gone)
 
     def finish_deleting(self, run: Run, series: Series) -> None:
         """Delete what a process that was killed had begun to delete."""
-        self.delete(_query.begun_deleting(self._client, run, series))
+        self.delete(_query.begun_deleting(self._client, run, series), "deleting")
 
     def link_newest(self, run: Run, series: Series, count: int) -> None:
         """Let the run's page list the `count` newest checkpoints, whoever committed them."""
@@ -282,9 +282,15 @@ class Store:
         with translated("link checkpoints to the run"):
             _commit.link_missing(self._connection, run, {c.model_id: c.epoch for c in newest})
 
-    def delete(self, checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
-        """Delete checkpoints; what may not be deleted is said once. Returns what is gone."""
-        return self._deleter.delete(checkpoints)
+    def delete(
+        self, checkpoints: Iterable[Checkpoint], was: _delete.State = "true"
+    ) -> list[Checkpoint]:
+        """Delete checkpoints that nothing holds; see `_delete`. Returns what is gone."""
+        return self._deleter.delete(checkpoints, was)
+
+    def tell_that_it_may_be_registered(self, error: StoreError) -> None:
+        """Say once in a process that checkpoints stay, because the registry cannot be asked."""
+        _delete.tell_that_it_may_be_registered(self._connection, error)
 
     # --- files ----------------------------------------------------------------
 

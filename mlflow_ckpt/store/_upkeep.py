@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from mlflow.entities import LoggedModel, ViewType
 from mlflow.exceptions import MlflowException
 
-from mlflow_ckpt.errors import NotFound
+from mlflow_ckpt.errors import CheckpointNotFound, ManifestError, NotFound
 from mlflow_ckpt.record import (
     COMPLETE_TAG,
     FORK_TAG_PREFIX,
@@ -27,6 +27,7 @@ from mlflow_ckpt.record import (
 )
 from mlflow_ckpt.store import _delete, _query
 from mlflow_ckpt.store._connection import Connection, translated
+from mlflow_ckpt.store._faults import is_denied
 
 _REASON_CHARACTERS = 1_000
 _PAGE = 100
@@ -37,7 +38,7 @@ class Trace:
     """A LoggedModel of this package, committed or not.
 
     Attributes:
-        name, model_id, run_id: Its own, and its run's.
+        name, model_id, run_id, experiment_id: Its own, and those that it is of.
         series, kind: As in `Position`, read from its tags.
         state: Its tag `ckpt.complete`.
         reason: Why it is corrupt, if it is.
@@ -51,6 +52,7 @@ class Trace:
     name: str
     model_id: str
     run_id: str
+    experiment_id: str
     series: str
     kind: str
     state: str
@@ -91,16 +93,8 @@ class Upkeep:
         return None if model is None else model.tags.get(COMPLETE_TAG)
 
     def is_registered(self, model_id: str) -> bool:
-        """Whether a version in the model registry has its files.
-
-        MLflow tags what is registered through `mlflow.register_model` or its server. A version
-        that was made by its source alone, in a database without a server, leaves no tag.
-        """
-        with translated(f"look for {model_id} in the model registry"):
-            found = self._client.search_model_versions(
-                f"source_path LIKE '%{model_id}%'", max_results=1
-            )
-        return bool(found)
+        """Whether a version in the model registry has its files; see `_query`."""
+        return _query.is_registered(self._client, model_id)
 
     def quarantine(self, checkpoint: Checkpoint, reason: str) -> None:
         """Take a checkpoint whose bytes are wrong from every resolver. Its files stay."""
@@ -116,18 +110,25 @@ class Upkeep:
             self._connection.tag_model(checkpoint.model_id, {COMPLETE_TAG: "true", REASON_TAG: ""})
 
     def pin(self, checkpoint: Checkpoint) -> None:
-        """Keep a checkpoint, whatever a keep policy says."""
-        with translated(f"pin {checkpoint.name}"):
-            self._connection.tag_model(checkpoint.model_id, {PINNED_TAG: "true"})
+        """Keep a checkpoint, whatever a keep policy says.
+
+        Raises:
+            CheckpointNotFound: If it is being deleted at this moment.
+        """
+        self._hold(checkpoint, f"pin {checkpoint.name}", PINNED_TAG)
 
     def unpin(self, checkpoint: Checkpoint) -> None:
         with translated(f"unpin {checkpoint.name}"):
             self._connection.tag_model(checkpoint.model_id, {PINNED_TAG: "false"})
 
     def hold_for_fork(self, checkpoint: Checkpoint, fork: str) -> None:
-        """Keep the checkpoint at which the run `fork` begins."""
-        with translated(f"note that a fork begins at {checkpoint.name}"):
-            self._connection.tag_model(checkpoint.model_id, {FORK_TAG_PREFIX + fork: "true"})
+        """Keep the checkpoint at which the run `fork` begins.
+
+        Raises:
+            CheckpointNotFound: If it is being deleted at this moment.
+        """
+        action = f"note that a fork begins at {checkpoint.name}"
+        self._hold(checkpoint, action, FORK_TAG_PREFIX + fork)
 
     def release_fork(self, model_id: str, fork: str) -> None:
         with translated(f"note that no fork begins at {model_id}"):
@@ -138,6 +139,24 @@ class Upkeep:
     def corrupt(self, run: Run, series: Series) -> list[Checkpoint]:
         """What is quarantined, oldest step first."""
         return _query.corrupt(self._client, run, series)
+
+    def in_hand(
+        self, run: Run, series: Series
+    ) -> tuple[list[tuple[Checkpoint, str]], list[tuple[Trace, ManifestError]]]:
+        """Every committed or quarantined checkpoint with its tag `ckpt.complete`, and what has
+        such a tag, and others that are not those of a checkpoint.
+        """
+        found: list[tuple[Checkpoint, str]] = []
+        unreadable: list[tuple[Trace, ManifestError]] = []
+        clauses = [f"source_run_id = '{run.run_id}'", _query.tag(SERIES_TAG, series.name)]
+        for model in self._search([run.experiment_id], clauses):
+            state = model.tags.get(COMPLETE_TAG, "")
+            if state in ("true", "corrupt"):
+                try:
+                    found.append((_query.to_checkpoint(model, series), state))
+                except ManifestError as error:
+                    unreadable.append((_trace(model), error))
+        return found, unreadable
 
     def traces(self, run: Run, series: Series) -> list[Trace]:
         """Every LoggedModel of a series, in whatever state, newest first."""
@@ -169,23 +188,54 @@ class Upkeep:
         models = self._search(experiment_ids, [])
         return [_trace(m) for m in models if m.model_type == MODEL_TYPE and SERIES_TAG in m.tags]
 
-    def stage_of(self, run_id: str) -> str | None:
-        """`active` or `deleted`; `None` if there is no such run."""
+    def stage_of(self, run_id: str, experiment_id: str) -> str | None:
+        """`active` or `deleted`; `None` if its experiment has no such run.
+
+        Basic-auth, which asks the run for its experiment, denies everything about one that is
+        gone for good.
+        """
         with translated("read a run"):
             try:
                 return str(self._client.get_run(run_id).info.lifecycle_stage)
             except MlflowException as error:
                 if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                     return None
-                raise
+                if not is_denied(error):
+                    raise
+                found = self._client.search_runs(
+                    [experiment_id],
+                    f"attributes.run_id = '{run_id}'",
+                    run_view_type=ViewType.ALL,
+                    max_results=1,
+                )
+                return str(found[0].info.lifecycle_stage) if found else None
 
     def remove(self, trace: Trace) -> str | None:
         """Delete an orphan: files, then record. Returns why something of it stays, or `None`."""
         self._connection.wait_until_quiet()
+        if refused := _delete.hide(self._connection, trace.model_id):
+            return refused
         left = _delete.remove(self._connection, trace.model_id, trace.artifact_uri)
         return (left.files or left.record) if left else None
 
     # --- helpers --------------------------------------------------------------
+
+    def _hold(self, checkpoint: Checkpoint, action: str, tag: str) -> None:
+        """Set a tag that holds, then look whether somebody was faster; see `_delete`."""
+        gone = None
+        with translated(action):
+            try:
+                self._connection.tag_model(checkpoint.model_id, {tag: "true"})
+            except MlflowException as error:
+                if not _query.is_gone(self._client, checkpoint.model_id, error):
+                    raise
+                gone = error
+        if gone or self.state_of(checkpoint.model_id) in (None, "deleting"):
+            raise CheckpointNotFound(
+                f"{checkpoint.name} of run {checkpoint.run_id} has just been deleted: a keep "
+                "policy or somebody else let it go. "
+                f"`mlflow-ckpt list {checkpoint.run_id}` shows what is left."
+            ) from gone
 
     def _model(self, model_id: str) -> LoggedModel | None:
         try:
@@ -218,6 +268,7 @@ def _trace(model: LoggedModel) -> Trace:
         name=model.name,
         model_id=model.model_id,
         run_id=model.source_run_id,
+        experiment_id=model.experiment_id,
         series=tags.get(SERIES_TAG, ""),
         kind=tags.get(KIND_TAG, ""),
         state=tags.get(COMPLETE_TAG, ""),
