@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import io
+import os
 import random
 import types
 import weakref
@@ -36,9 +38,9 @@ _WHOLE, _SAMPLES, _SAMPLE = 16 * LIMIT, 64, 65536  # of arrays, in bytes
 _NEVER = frozenset({"_model", "model", "params"})
 _CHANGEABLE = (bytearray, list, dict, set, deque, np.ndarray)
 # Nothing that is stored can take the place of these.
-_CODE = (
+_STAYS = (
     types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType, type,
-    functools.partial,
+    functools.partial, os.PathLike, io.IOBase,
 )  # fmt: skip
 _GENERATORS = (np.random.Generator, np.random.RandomState, random.Random)
 
@@ -49,8 +51,8 @@ class Attributes:
     Args:
         owner: Any object. Attributes in its `__dict__` and its slots are looked at,
             properties are not.
-        ignore: Names of attributes to pass over.
-        accepts: Called with name and value; what it refuses is not stored.
+        ignore: Names of attributes to pass over. No state sets them either.
+        accepts: Called with name and value; what it refuses is neither stored nor set.
         limit: How large a value may be, in bytes.
     """
 
@@ -100,7 +102,11 @@ class Attributes:
         Raises:
             ManifestError: If `state` is not what `changed` returns.
         """
-        return restore(self._owner, {**self._undone(state), **state})
+        return self.put({**self._undone(state), **state})
+
+    def put(self, state: Mapping[str, Any]) -> list[str]:
+        """As `restore`, but what is not in `state` stays as it is."""
+        return restore(self._owner, state, ignore=self._ignore, accepts=self._accepts)
 
     def _undone(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """The state of the beginning, of what is no longer in it and not in `state`."""
@@ -123,11 +129,21 @@ class Attributes:
         return self._accepts is None or self._accepts(name, value)
 
 
-def restore(owner: object, state: Mapping[str, Any]) -> list[str]:
+def restore(
+    owner: object,
+    state: Mapping[str, Any],
+    *,
+    ignore: frozenset[str] = frozenset(),
+    accepts: Callable[[str, Any], bool] | None = None,
+) -> list[str]:
     """Set what `Attributes.changed` returned; return the names that found no place.
 
     What had been changed in place is changed in place again, if it is still of the same
     type: others may hold it too. Random generators and variables always are.
+
+    Args:
+        ignore, accepts: As in `Attributes`. What would not be stored finds no place: a state
+            may be anybody's.
 
     Raises:
         ManifestError: If `state` is not what `changed` returns.
@@ -135,9 +151,9 @@ def restore(owner: object, state: Mapping[str, Any]) -> list[str]:
     left = []
     for name, tree in state.items():
         try:
-            if not _may_set(owner, name):
+            if name in ignore or not _may_set(owner, name):
                 raise NoPlace
-            _set(owner, name, tree)
+            _set(owner, name, tree, accepts)
         except NoPlace:
             left.append(name)
     return left
@@ -252,38 +268,38 @@ def _slots(owner: object) -> dict[str, Any]:
 
 
 def _may_set(owner: object, name: str) -> bool:
-    """Whether `name` can be state: no method, property or secret, whatever a file says."""
+    """Whether `name` can be state: no method, property, path or secret, whatever a file says."""
     if name in _NEVER or is_secret(name) or is_data(name) or not name.isidentifier():
         return False
     if name.startswith("__") and name.endswith("__"):
         return False
     if name in _own_dict(owner) or name in _slots(owner):
-        return not isinstance(_held(owner).get(name), _CODE)
+        return not isinstance(_held(owner).get(name), _STAYS)
     of_class = inspect.getattr_static(type(owner), name, None)
     return hasattr(owner, "__dict__") and not (
         callable(of_class) or hasattr(type(of_class), "__set__") or hasattr(of_class, "__func__")
     )
 
 
-def _set(owner: object, name: str, tree: Any) -> None:
+def _set(owner: object, name: str, tree: Any, accepts: Callable[[str, Any], bool] | None) -> None:
     slot = _slots(owner).get(name)
     present = _held(owner).get(name)
     kind = tree.get(TAG) if isinstance(tree, dict) else None
-    if kind == "absent":
+    gone, in_place = kind == "absent", kind == "in-place"
+    # A generator that took another's place must not change the other one.
+    fills = None if not in_place and isinstance(present, _GENERATORS) else present
+    stored = tree.get("value") if in_place else tree
+    value = None if gone else Decoder(hidden=is_secret).decode(stored, fills)
+    if accepts is not None and not accepts(name, value):
+        raise NoPlace
+    if gone:
         if slot is None:
             _own_dict(owner).pop(name, None)
         elif name in _held(owner):
             slot.__delete__(owner)
+    elif in_place and _refill(present, value):
         return
-    if kind == "in-place":
-        value = Decoder(hidden=is_secret).decode(tree.get("value"), present)
-        if _refill(present, value):
-            return
-    else:
-        # A generator that took another's place must not change the other one.
-        replaced = None if isinstance(present, _GENERATORS) else present
-        value = Decoder(hidden=is_secret).decode(tree, replaced)
-    if slot is None:
+    elif slot is None:
         _own_dict(owner)[name] = value
     else:
         slot.__set__(owner, value)

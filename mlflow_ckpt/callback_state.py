@@ -21,9 +21,6 @@ from mlflow_ckpt.attributes import Attributes
 from mlflow_ckpt.errors import CheckpointError, ConfigError, ManifestError
 from mlflow_ckpt.plain import Decoder, Encoder, detached
 
-# Their callbacks keep nothing that a resume gives back; a subclass of the user's may.
-_KNOWN = frozenset({"mlflow", "mlflow_ckpt"})
-
 
 class CallbackStates:
     """The states of a fit's callbacks.
@@ -36,9 +33,19 @@ class CallbackStates:
     def __init__(self, callbacks: Iterable[keras.callbacks.Callback]) -> None:
         self._callbacks = _keyed(callbacks)
         self._attributes = {
-            key: Attributes(callback, ignore=keras_callbacks.of_the_base(callback))
+            key: Attributes(
+                callback,
+                ignore=keras_callbacks.of_the_base(callback),
+                accepts=keras_callbacks.no_text_for_the_base(callback),
+            )
             for key, callback in self._callbacks.items()
             if not _is_known(callback) and not _has_methods(callback)
+        }
+        # The one file that a state is written to is the one that the script names.
+        self._files = {
+            key: getattr(callback, "filename", None)
+            for key, callback in self._callbacks.items()
+            if isinstance(callback, keras.callbacks.CSVLogger)
         }
 
     def capture(self) -> tuple[dict[str, Any], list[str]]:
@@ -95,7 +102,7 @@ class CallbackStates:
         if "own" in state:
             callback.restore_checkpoint_state(Decoder().decode(state["own"]))
             return []
-        names = keras_callbacks.restore(callback, state)
+        names = keras_callbacks.restore(callback, state, file=self._files.get(key))
         names += self._restore_attributes(key, state.get("attributes"))
         return [f"{key}.{name}" for name in names]
 
@@ -135,9 +142,9 @@ def _has_methods(callback: keras.callbacks.Callback) -> bool:
 def _is_known(callback: keras.callbacks.Callback) -> bool:
     """Whether its class is ours, MLflow's, or one of Keras's whose state is listed."""
     cls = type(callback)
-    package = cls.__module__.partition(".")[0]
     listed = cls.__name__ in {*keras_callbacks.KERAS_STATE, *keras_callbacks.STATELESS}
-    return package in _KNOWN or (package == "keras" and listed)
+    package = keras_callbacks.package_of(cls)
+    return package in keras_callbacks.WITHOUT_STATE or (package == "keras" and listed)
 
 
 def _own(callback: keras.callbacks.Callback) -> Any:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import re
 from collections.abc import Callable
 from typing import BinaryIO, Protocol
 
 from blake3 import blake3
 
+from mlflow_ckpt.errors import FormatTooNew, ManifestError
+
 ALGORITHM = "blake3"
 _CHUNK = 1 << 20
+_DIGEST = re.compile(r"(?P<algorithm>[a-z][a-z0-9._+-]{0,31}):(?P<value>.+)")
+_VALUE = re.compile(r"[0-9a-f]{64}")  # of both algorithms
 
 
 class _Hasher(Protocol):
@@ -21,6 +26,32 @@ class _Hasher(Protocol):
 
 # Readers keep every algorithm that a committed manifest may name.
 ALGORITHMS: dict[str, Callable[[], _Hasher]] = {"blake3": blake3, "sha256": hashlib.sha256}
+
+
+def algorithm_of(digest: object, what: str) -> str:
+    """The algorithm of a digest that somebody else has written down.
+
+    Args:
+        what: What has it, to begin a sentence with.
+
+    Raises:
+        FormatTooNew: If it is one that this version does not know: only a newer major of the
+            format may name another, so what has it is whole.
+        ManifestError: If it is no digest.
+    """
+    found = _DIGEST.fullmatch(digest) if isinstance(digest, str) else None
+    if found is not None and found["algorithm"] not in ALGORITHMS:
+        raise FormatTooNew(
+            f"{what} has a digest of the algorithm {found['algorithm']!r}, which a newer format "
+            f"may name. This version of mlflow-ckpt reads up to 1.x, and {sorted(ALGORITHMS)}: "
+            "upgrade with `pip install -U mlflow-ckpt`."
+        )
+    if found is None or not _VALUE.fullmatch(found["value"]):
+        raise ManifestError(
+            f"{what} has no digest. Expected: one of {sorted(ALGORITHMS)}, a colon and 64 hex "
+            f"digits in lower case. Received: {str(digest)[:80]!r}"
+        )
+    return found["algorithm"]
 
 
 def digest_bytes(data: bytes, algorithm: str = ALGORITHM) -> str:

@@ -10,7 +10,7 @@ import re
 
 from mlflow_ckpt.errors import FormatTooNew, ManifestError
 
-_VERSION = re.compile(r"([0-9]{1,9})(?:\.[0-9]{1,9})?")
+_VERSION = re.compile(r"(?P<major>0|[1-9][0-9]{0,8})(?:\.(?P<minor>[0-9]{1,9}))?")
 
 
 def check_format(written: object, what: str, *, major: int = 1) -> str:
@@ -25,13 +25,15 @@ def check_format(written: object, what: str, *, major: int = 1) -> str:
         ManifestError: If it is no version.
     """
     found = _VERSION.fullmatch(str(written))
-    if found is None or int(found[1]) < 1:
-        raise ManifestError(
-            f"{what} is not of format {major}.x. Received: format={str(written)[:40]!r}"
-        )
-    if int(found[1]) > major:
+    # A newer major may write its own version in another way: `2`, or a number.
+    if found is not None and int(found["major"]) > major:
         raise FormatTooNew(
             f"{what} has format {written} and this version of mlflow-ckpt reads up to {major}.x: "
             "upgrade with `pip install -U mlflow-ckpt`."
         )
-    return str(written)
+    if found is None or not isinstance(written, str) or not found["minor"] or found["major"] == "0":
+        raise ManifestError(
+            f"{what} is not of format {major}.x. Expected: text such as '{major}.0'. "
+            f"Received: format={written!r:.40}"
+        )
+    return written

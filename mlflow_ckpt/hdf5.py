@@ -7,9 +7,9 @@ here, in bytes that nobody has interpreted yet.
 
     superblock 0 -> group: B-tree, symbol nodes, local heap -> object header -> one run of bytes
 
-No two structures may share a byte: then no dataset is there twice, nothing goes round in
-circles, and what is read is never more than the file. Layout: HDF5 File Format Specification
-3.0, sections II.A, III.A to III.E and IV.A. Offsets and lengths are in bytes.
+No two structures may share a byte (`hdf5_claims.py`): then no dataset is there twice, nothing
+goes round in circles, and what is read is never more than the file. Layout: HDF5 File Format
+Specification 3.0, sections II.A, III.A to III.E and IV.A. Offsets and lengths are in bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from mlflow_ckpt.hdf5_types import TEXT, Unlike, item_size, shape_of
+from mlflow_ckpt.hdf5_attributes import MAX_TEXT, Attributes
+from mlflow_ckpt.hdf5_claims import Claims
+from mlflow_ckpt.hdf5_types import Unlike, item_size, shape_of
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _UNDEFINED = 0xFFFFFFFFFFFFFFFF
@@ -31,15 +33,15 @@ _MESSAGE = struct.Struct("<HHBxxx")
 _TREE = struct.Struct("<4sBBHQQ")
 _TREE_BYTES, _SYMBOLS_BYTES, _CHILDREN, _SYMBOLS = 544, 328, 32, 8
 _DEFAULT = b"\1\0\0\0\0"
-_MAX_STRUCTURES = 1_000_000
-_MAX_TEXT = 4096
 _MAX_GROUPS = 128  # one in another
+_MAX_PATH = 4096  # in characters, as all lengths of paths
+_PATHS = 8 << 20  # of all together, beside half of the file's size
 
 _NIL, _SPACE, _TYPE, _FILL, _LAYOUT = 0x0, 0x1, 0x3, 0x5, 0x8
 _ATTRIBUTE, _CONTINUATION, _SYMBOL_TABLE, _DATE = 0xC, 0x10, 0x11, 0x12
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Stored:
     """One dataset: its path, and its bytes. `start` is `None` where there are none."""
 
@@ -73,8 +75,10 @@ def look_through(view: memoryview) -> list[Stored]:
 class _Walk:
     def __init__(self, view: memoryview) -> None:
         self._view = view
-        self._claimed: dict[int, int] = {}
-        self._texts: dict[int, dict[int, int]] = {}
+        self._claims = Claims(view)
+        self._claim = self._claims.claim
+        self._attributes = Attributes(self._claims)
+        self._paths_left = len(view) // 2 + _PATHS
 
     def datasets(self) -> Iterator[Stored]:
         root = self._root()
@@ -84,7 +88,7 @@ class _Walk:
             if depth > _MAX_GROUPS:
                 raise Unlike(f"groups more than {_MAX_GROUPS} deep")
             for name, address, cached in self._members(tree, heap):
-                where = f"{path}/{name}"
+                where = self._path(f"{path}/{name}")
                 header = self._header(address, where)
                 if _SYMBOL_TABLE in header.single:
                     table = _symbol_table(header, where)
@@ -93,7 +97,7 @@ class _Walk:
                     groups.append((where, depth + 1, *table))
                 else:
                     yield self._dataset(header, where)
-        self._check_overlaps()
+        self._claims.check()
 
     def _root(self) -> tuple[int, int]:
         if bytes(self._view[: len(_SUPERBLOCK)]) != _SUPERBLOCK:
@@ -111,25 +115,11 @@ class _Walk:
             raise Unlike("two tables of the root group")
         return table
 
-    # --- who has which bytes ----------------------------------------------------
-
-    def _claim(self, start: int, size: int) -> memoryview:
-        if start + size > len(self._view):
-            raise Unlike(f"a structure or dataset beyond the end of its file, at {start}")
-        if start in self._claimed:
-            raise Unlike(f"two references to one place, at {start}")
-        if len(self._claimed) >= _MAX_STRUCTURES:
-            raise Unlike(f"more than {_MAX_STRUCTURES} structures")
-        if size:
-            self._claimed[start] = size
-        return self._view[start : start + size]
-
-    def _check_overlaps(self) -> None:
-        before = 0
-        for start in sorted(self._claimed):
-            if start < before:
-                raise Unlike(f"two structures or datasets that share bytes, at {start}")
-            before = start + self._claimed[start]
+    def _path(self, path: str) -> str:
+        self._paths_left -= len(path)
+        if len(path) > _MAX_PATH or self._paths_left < 0:
+            raise Unlike(f"a path of more than {_MAX_PATH} characters, or many long ones")
+        return path
 
     # --- groups -----------------------------------------------------------------
 
@@ -218,7 +208,7 @@ class _Walk:
                 body = chunk[position + 8 : position + 8 + extent]
                 position += 8 + extent
                 seen += 1
-                if len(body) != extent or extent % 8 or flags not in (0, 1):
+                if len(body) != extent or extent % 8 or flags not in (0, 1) or seen > count:
                     raise Unlike(f"a damaged header of {where!r}")
                 if kind == _CONTINUATION:
                     chunks.append(struct.unpack("<QQ", body))
@@ -235,7 +225,7 @@ class _Walk:
         if seen != count:
             raise Unlike(f"a damaged header of {where!r}")
         for attribute in found.attributes:
-            self._check_attribute(attribute, where)
+            self._attributes.check(attribute, where)
         return found
 
     def _dataset(self, header: _Header, where: str) -> Stored:
@@ -265,42 +255,6 @@ class _Walk:
         self._claim(start, size)
         return Stored(where, start, size)
 
-    def _check_attribute(self, body: memoryview, where: str) -> None:
-        version, name_size, type_size, space_size = struct.unpack_from("<BxHHH", body)
-        name_end = 8 + _padded(name_size)
-        kind = bytes(body[name_end : name_end + type_size])
-        data = body[name_end + _padded(type_size) + _padded(space_size) :]
-        space = bytes(body[name_end + _padded(type_size) :][:space_size])
-        if version != 1 or kind != TEXT or space != b"\1\0\0\0\0\0\0\0" or len(data) != 16:
-            raise Unlike(f"an attribute of {where!r} that is not one text")
-        if not name_size or bytes(body[8 : 8 + name_size]).index(0) != name_size - 1:
-            raise Unlike(f"a damaged attribute of {where!r}")
-        length, heap, index = struct.unpack("<IQI", data)
-        if heap not in self._texts:
-            self._texts[heap] = self._collection(heap)
-        if length != self._texts[heap].get(index) or length > _MAX_TEXT:
-            raise Unlike(f"a damaged attribute of {where!r}")
-
-    def _collection(self, address: int) -> dict[int, int]:
-        """Sizes of the texts in one global heap collection, by index."""
-        (size,) = struct.unpack_from("<Q", self._view, address + 8)
-        collection = self._claim(address, size)
-        if bytes(collection[:8]) != b"GCOL\1\0\0\0" or size < 4096:
-            raise Unlike(f"a damaged heap of texts, at {address}")
-        sizes: dict[int, int] = {}
-        position = 16
-        while position + 16 <= size:
-            index, length = struct.unpack_from("<H6xQ", collection, position)
-            if index == 0:
-                if length != size - position:
-                    raise Unlike(f"a damaged heap of texts, at {address}")
-                break
-            position += 16 + _padded(length)
-            if index in sizes or position > size:
-                raise Unlike(f"a damaged heap of texts, at {address}")
-            sizes[index] = length
-        return sizes
-
 
 _KINDS = {
     0x6: "a link of a newer kind", 0x7: "bytes in another file", 0xB: "a filter (compression)",
@@ -316,14 +270,10 @@ def _symbol_table(header: _Header, where: str) -> tuple[int, int]:
     return tree, heap
 
 
-def _padded(size: int) -> int:
-    return (size + 7) & ~7
-
-
 def _text(names: memoryview, start: int) -> bytes:
     if start >= len(names):
         raise Unlike("a name outside of its heap")
-    end = bytes(names[start : start + _MAX_TEXT]).find(0)
+    end = bytes(names[start : start + MAX_TEXT]).find(0)
     if end < 0:
         raise Unlike("a name without an end")
     return bytes(names[start : start + end])

@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import csv
 import dis
+import inspect
+import os
 import types
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +48,20 @@ STATELESS = frozenset({
     "RemoteMonitor", "TerminateOnNaN",
 })  # fmt: skip
 
+# Packages whose callbacks keep nothing that a resume gives back; a user's subclass may.
+WITHOUT_STATE = frozenset({"mlflow", "mlflow_ckpt"})
+
 TEXT_LIMIT = 16 * 2**20  # bytes of a CSVLogger's file
+_DEEP = 32
+
+
+def package_of(cls: type) -> str:
+    return cls.__module__.partition(".")[0]
 
 
 def keras_classes(callback: keras.callbacks.Callback) -> list[type]:
     """The classes of Keras that `callback` is or derives from, the nearest first."""
-    return [c for c in type(callback).__mro__ if c.__module__.partition(".")[0] == "keras"]
+    return [c for c in type(callback).__mro__ if package_of(c) == "keras"]
 
 
 def listed(callback: keras.callbacks.Callback) -> tuple[str, ...]:
@@ -62,24 +73,71 @@ def listed(callback: keras.callbacks.Callback) -> tuple[str, ...]:
 
 
 def of_the_base(callback: keras.callbacks.Callback) -> frozenset[str]:
-    """Attributes that are the business of the Keras class below, not of the user's.
+    """Attributes that are the business of the class below, not of the user's.
 
-    They are what its code assigns, whatever the version, but for what the user's assigns too.
+    They are what the code of Keras, MLflow or this package assigns, whatever the version, but
+    for what the user's assigns too.
     """
-    keras_own = keras_classes(callback)
-    users = [cls for cls in type(callback).__mro__ if cls not in keras_own]
-    assigned = set().union(*map(_assigned, keras_own)) - set().union(*map(_assigned, users))
-    return frozenset({*assigned, *listed(callback), "min_delta", "monitor_op"})
+    below, users = _bases_and_users(callback)
+    names = set().union(*map(_assigned, below), *map(vars, below))
+    names -= set().union(*map(_assigned, users))
+    return frozenset({*names, *listed(callback), "min_delta", "monitor_op"})
+
+
+def no_text_for_the_base(callback: keras.callbacks.Callback) -> Callable[[str, Any], bool]:
+    """What may be state of an attribute that both the class below and the user's assign.
+
+    The class below takes text for a path, which it writes to or deletes, or for the name of
+    something to call. So no text is put there, nor anything in the place of one.
+    """
+    below, _ = _bases_and_users(callback)
+    names = set().union(*map(_assigned, below))
+    begun = {n for n, v in vars(callback).items() if n in names and _holds_text(v)}
+    return lambda name, value: name not in names or not (name in begun or _holds_text(value))
+
+
+def _bases_and_users(callback: keras.callbacks.Callback) -> tuple[list[type], list[type]]:
+    classes = type(callback).__mro__
+    below = [c for c in classes if package_of(c) in {"keras", *WITHOUT_STATE}]
+    return below, [c for c in classes if c not in below and c is not object]
 
 
 def _assigned(cls: type) -> set[str]:
     return {
         str(step.argval)
-        for function in vars(cls).values()
-        if isinstance(function, types.FunctionType)
-        for step in dis.get_instructions(function)
+        for value in vars(cls).values()
+        for code in _code_of(value)
+        for step in dis.get_instructions(code)
         if step.opname in ("STORE_ATTR", "DELETE_ATTR")
     }
+
+
+def _code_of(value: Any) -> Iterator[types.CodeType]:
+    """What a method, a property or a decorated function runs, functions in it included."""
+    if isinstance(value, property):
+        for part in (value.fget, value.fset, value.fdel):
+            yield from _code_of(part)
+    elif isinstance(value, (classmethod, staticmethod)):
+        yield from _code_of(value.__func__)
+    elif isinstance(value, types.FunctionType):
+        yield from _code_of(value.__code__)
+        if (wrapped := inspect.unwrap(value)) is not value:
+            yield from _code_of(wrapped)
+    elif isinstance(value, types.CodeType):
+        yield value
+        for constant in value.co_consts:
+            if isinstance(constant, types.CodeType):
+                yield from _code_of(constant)
+
+
+def _holds_text(value: Any, depth: int = 0) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind not in "biufc"
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, (list, tuple, set, frozenset, deque)):
+        return isinstance(value, (str, bytes, bytearray, os.PathLike))
+    return depth > _DEEP or any(_holds_text(each, depth + 1) for each in value)
 
 
 def capture(callback: keras.callbacks.Callback) -> tuple[dict[str, Any], list[str]]:
@@ -106,8 +164,17 @@ def capture(callback: keras.callbacks.Callback) -> tuple[dict[str, Any], list[st
     return {**state, "text": text, "append_header": callback.append_header, "begun": begun}, left
 
 
-def restore(callback: keras.callbacks.Callback, state: Mapping[str, Any]) -> list[str]:
-    """Set what `capture` returned; return the names of what found no place."""
+def restore(
+    callback: keras.callbacks.Callback, state: Mapping[str, Any], *, file: str | None
+) -> list[str]:
+    """Set what `capture` returned; return the names of what found no place.
+
+    Args:
+        file: The name that a `CSVLogger` had for its file before anything was restored.
+
+    Raises:
+        ManifestError: If a value is not one that the attribute can have.
+    """
     left = []
     for name in listed(callback):
         if name not in state:
@@ -125,7 +192,7 @@ def restore(callback: keras.callbacks.Callback, state: Mapping[str, Any]) -> lis
     if state.get("monitor_op") in _OPERATIONS:
         _pick_comparison(callback, state["monitor_op"])
     if isinstance(callback, keras.callbacks.CSVLogger) and "text" in state:
-        left += [] if _rewrite(callback, state) else ["csv_file"]
+        left += [] if _rewrite(callback, state, file) else ["csv_file"]
     return left
 
 
@@ -168,6 +235,8 @@ def _fits(callback: keras.callbacks.Callback, weights: Any) -> bool:
 _CHECKS: Mapping[str, Callable[[Any], bool]] = {
     **{name: _is_whole for names in KERAS_STATE.values() for name in names},
     "_ema_weights_in_model": lambda value: isinstance(value, bool),
+    # None until the first batch that ModelCheckpoint counts: it counts none with "epoch".
+    "_last_batch_seen": lambda value: value is None or _is_whole(value),
     "best": _is_best,
     "best_weights": _is_weights,
     "epoch": _is_list_of(int),
@@ -205,12 +274,16 @@ def _text(callback: Any) -> np.ndarray[Any, Any] | None:
         return None
 
 
-def _rewrite(callback: Any, state: Mapping[str, Any]) -> bool:
+def _rewrite(callback: Any, state: Mapping[str, Any], file: str | None) -> bool:
     """Let the file hold the rows up to the checkpoint, and the next row follow them.
 
-    With `append=True` a file that is not this run's may be there: it is left alone.
+    With `append=True` a file that is not this run's may be there: it is left alone. So is any
+    but `file`: what a state says is written to no place that a state may have named.
     """
-    path, text = Path(callback.filename), state["text"].tobytes()
+    _check_rows(state, callback.keys)
+    if file is None or callback.filename != file:
+        return False
+    path, text = Path(file), state["text"].tobytes()
     if callback.csv_file is None or callback.csv_file.closed:
         return False
     callback.csv_file.flush()
@@ -221,10 +294,22 @@ def _rewrite(callback: Any, state: Mapping[str, Any]) -> bool:
     callback.csv_file.close()
     path.write_bytes(text)
     callback.csv_file = path.open("a")
-    callback.append_header = bool(state["append_header"])
+    callback.append_header = state["append_header"]
     if state["begun"]:
         # Keras makes its writer at the first row and would write the header again.
         callback.writer = csv.DictWriter(
             callback.csv_file, ["epoch", *callback.keys], delimiter=callback.sep
         )
     return True
+
+
+def _check_rows(state: Mapping[str, Any], keys: Any) -> None:
+    """Raise before the file is touched."""
+    text, flags = state["text"], [state.get("append_header"), state.get("begun")]
+    is_text = isinstance(text, np.ndarray) and text.dtype == np.uint8 and text.ndim == 1
+    if not is_text or set(map(type, flags)) != {bool} or (flags[1] and keys is None):
+        raise ManifestError(
+            "Expected the text of a CSVLogger's file, whether its header and a row are written, "
+            f"and the keys of its rows. Received: {type(text).__name__}, {flags!r:.80}, "
+            f"keys={keys!r:.80}. Take another checkpoint, or leave the callback out."
+        )

@@ -25,6 +25,7 @@ from mlflow_ckpt.errors import ConfigError, ManifestError
 from mlflow_ckpt.plain_objects import (
     GENERATORS,
     as_array,
+    as_list,
     assign,
     is_native,
     is_tensor,
@@ -50,6 +51,7 @@ _BASES: Mapping[type, Callable[[Any], Any]] = {
 }  # fmt: skip
 
 Array = np.ndarray[Any, Any]
+_NO_TREE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 class NoPlace(Exception):
@@ -256,7 +258,7 @@ class Decoder:
         """
         try:
             return self._decode(tree, present)
-        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        except _NO_TREE as error:
             if isinstance(error, ManifestError):
                 raise
             raise ManifestError(f"A stored value cannot be read: {error!r}") from error
@@ -276,7 +278,7 @@ class Decoder:
 
     def _tagged(self, kind: str, tree: Mapping[str, Any], present: Any) -> Any:
         if kind in _SEQUENCES or kind == "deque":
-            items = self._decode(tree["items"], present)
+            items = self._decode(as_list(tree["items"]), present)
             return deque(items, tree["maxlen"]) if kind == "deque" else _SEQUENCES[kind](items)
         if kind in ("dict", "OrderedDict", "Counter", "defaultdict"):
             return self._mapping(kind, tree, present)
@@ -291,7 +293,7 @@ class Decoder:
         raise ManifestError(f"Expected a type that this version knows. Received: {kind!r}")
 
     def _assigned(self, tree: Mapping[str, Any], present: Any) -> Any:
-        values = [self._decode(v, None) for v in tree["values"]]
+        values = [self._decode(v, None) for v in as_list(tree["values"])]
         if not assign(present, values):
             raise NoPlace
         return present
@@ -303,13 +305,12 @@ class Decoder:
         return {**found, **kept}
 
     def _mapping(self, kind: str, tree: Mapping[str, Any], present: Any) -> Any:
-        found = self._dict(((self._decode(k, None), v) for k, v in tree["items"]), present)
+        pairs = ((self._decode(k, None), v) for k, v in as_list(tree["items"]))
+        found = self._dict(pairs, present)
         if kind == "dict":
             return found
-        if kind == "OrderedDict":
-            return OrderedDict(found)
-        if kind == "Counter":
-            return Counter(found)
+        if kind in ("OrderedDict", "Counter"):
+            return OrderedDict(found) if kind == "OrderedDict" else Counter(found)
         factory: Any = None
         if tree["factory"] == "?":
             if not isinstance(present, defaultdict):

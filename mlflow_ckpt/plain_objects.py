@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_ckpt.errors import ConfigError, ManifestError
+from mlflow_ckpt.state_schema import MOST_NUMBERS
 
 GENERATORS = (np.random.Generator, np.random.RandomState, random.Random)
 _BIT_GENERATORS = frozenset({"MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64"})
@@ -21,6 +22,7 @@ _FRAMEWORKS = frozenset({"tensorflow", "jax", "jaxlib", "torch"})
 
 _NARROW = frozenset({"bfloat16", "float8_e4m3fn", "float8_e5m2", "int4", "uint4"})
 _PACKABLE = "biufcUSMm"
+_WORDS = 625  # of the state of a `random.Random`: those of its Mersenne Twister, and a place
 # Kind and bytes of the numbers that HDF5 has a type for everywhere.
 _NATIVE = frozenset({("f", 2), ("f", 4), ("f", 8), ("c", 8), ("c", 16)})
 
@@ -57,15 +59,38 @@ def unpacked(tree: Mapping[str, Any]) -> np.ndarray[Any, Any]:
     dtype = np.dtype(str(tree["dtype"]))
     if dtype.kind not in _PACKABLE:
         raise ManifestError(f"Expected numbers or text. Received: dtype={tree['dtype']!r}")
-    # Copied, because an array on `bytes` cannot be written to.
-    return np.frombuffer(tree["data"].tobytes(), dtype=dtype).reshape(tree["shape"]).copy()
+    # Copied, because others may hold the bytes; once, because they may be many.
+    found: np.ndarray[Any, Any] = tree["data"].reshape(-1).view(np.uint8).copy()
+    return found.view(dtype).reshape(tree["shape"])
+
+
+def as_list(value: Any) -> list[Any]:
+    """`value`, which a tree has where only a list can stand.
+
+    An array there would be gone through number by number, and become forty times as large.
+
+    Raises:
+        ManifestError: If it is anything else.
+    """
+    if not isinstance(value, list):
+        raise ManifestError(f"Expected a list. Received: a value of type {type(value).__name__}")
+    return value
 
 
 def as_array(numbers: list[Any]) -> np.ndarray[Any, Any] | None:
-    """The numbers as an array that gives each one back as it is; else `None`."""
+    """The numbers as an array that gives each one back as it is; else `None`.
+
+    Raises:
+        ConfigError: If there are more than `MOST_NUMBERS`.
+    """
     kinds = set(map(type, numbers))
     if kinds not in ({float}, {int}):
         return None
+    if len(numbers) > MOST_NUMBERS:
+        raise ConfigError(
+            f"Expected at most {MOST_NUMBERS} numbers in lists. Received: {len(numbers)}. "
+            "An array may hold more"
+        )
     try:
         return np.array(numbers, dtype=np.float64 if kinds == {float} else np.int64)
     except OverflowError:
@@ -75,7 +100,10 @@ def as_array(numbers: list[Any]) -> np.ndarray[Any, Any] | None:
 def unpacked_numbers(values: np.ndarray[Any, Any]) -> list[Any]:
     if values.ndim != 1 or values.dtype not in (np.float64, np.int64):
         raise ManifestError(f"Expected numbers of 8 bytes each. Received: {values.dtype}")
-    return list(values.tolist())
+    if values.size > MOST_NUMBERS:
+        raise ManifestError(f"Expected at most {MOST_NUMBERS} numbers. Received: {values.size}")
+    numbers: list[Any] = values.tolist()
+    return numbers
 
 
 # --- random generators --------------------------------------------------------
@@ -106,9 +134,9 @@ def with_state(kind: str, state: Mapping[str, Any], present: Any) -> Any:
         ManifestError: If `kind` is none of `GENERATORS`.
     """
     if kind == "Random":
+        _check_words(state["words"])
         python = present if type(present) is random.Random else random.Random()
-        words = tuple(int(word) for word in state["words"])
-        python.setstate((state["version"], words, state["gauss"]))
+        python.setstate((state["version"], tuple(state["words"].tolist()), state["gauss"]))
         return python
     bits = state["bit_generator"]
     if kind not in ("Generator", "RandomState") or bits not in _BIT_GENERATORS:
@@ -122,6 +150,13 @@ def with_state(kind: str, state: Mapping[str, Any], present: Any) -> Any:
     else:
         generator.set_state(state)
     return generator
+
+
+def _check_words(words: Any) -> None:
+    """Raise before an array of any size becomes a tuple."""
+    if not isinstance(words, np.ndarray) or words.shape != (_WORDS,) or words.dtype.kind != "u":
+        found = getattr(words, "shape", type(words).__name__), getattr(words, "dtype", None)
+        raise ManifestError(f"Expected an array of {_WORDS} words. Received: {found!r:.80}")
 
 
 def _check_places(bits: str, state: Mapping[str, Any]) -> None:

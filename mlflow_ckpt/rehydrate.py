@@ -3,7 +3,7 @@
 Tensors come out of a memory map (`mapped.py`), through Keras's own loading of each layer.
 Where Keras has moved what that leans on, its public loader reads a copy of the file instead;
 `mlflow_ckpt`'s log says why, at DEBUG. Either way a file is looked through first: its
-structure, what its config would run (`safe_config.py`), and how much memory it asks for.
+structure, what its config would run (`safe_config.py`), and how much it asks for (`allowance.py`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import logging
 import shutil
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +20,8 @@ from typing import Any, BinaryIO
 
 import keras
 
-from mlflow_ckpt import fingerprint, keras_internals, plain_json
+from mlflow_ckpt import allowance, fingerprint, keras_internals
+from mlflow_ckpt.allowance import bounded
 from mlflow_ckpt.errors import ArchitectureMissing, ModelMismatch, ModelNotLoadable
 from mlflow_ckpt.formats import CONFIG, MODEL, WEIGHTS, first_line
 from mlflow_ckpt.mapped import MappedWeights
@@ -32,11 +32,6 @@ _logger = logging.getLogger("mlflow_ckpt")
 Files = Mapping[str, BinaryIO]
 
 _CONFIG_MEMBER, _METADATA_MEMBER, _ASSETS = "config.json", "metadata.json", "assets/"
-# Bytes of variables that a model may have beyond those in its file: seeds, metrics.
-_SLACK = 64 << 20
-# So many times its weights a model may need whose optimizer has no state in the file: the
-# optimizer makes up to five variables for each of them.
-_UNTRAINED = 6
 
 
 def read_model(
@@ -76,25 +71,46 @@ def read_model(
         if isinstance(error, ModelNotLoadable):
             raise
         raise ModelNotLoadable(
-            f"Keras could not rebuild the model of {source}: {first_line(error)} "
-            "A custom class goes into custom_objects={'Name': Name}; safe_mode=False runs code "
-            "stored in the file and is for files you trust."
+            f"Keras could not rebuild the model of {source}: {_reason(error)} "
+            f"A custom class goes into custom_objects={{'Name': Name}}.{_safe_mode(error)}"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what went wrong innermost: Keras puts its advice before it."""
+    inner = str(error).rpartition("Exception encountered: ")[2]
+    return first_line(ValueError(inner))
+
+
+def _safe_mode(error: Exception) -> str:
+    """What Keras's own safe mode has refused, that can be allowed."""
+    if "safe_mode=False" not in str(error):
+        return ""
+    return " safe_mode=False runs code stored in the file, and is for files you trust."
 
 
 def _rebuild(files: Files, weights: MappedWeights, options: dict[str, Any]) -> keras.Model:
     raw = _read_config(files, weights)
-    config, bounded = plain_json.loads(raw), options["safe_mode"]
+    config = allowance.parsed(raw, _CONFIG_MEMBER)
+    if isinstance(config, dict) and not options["compile"]:
+        config = {**config, "compile_config": None}
+    steps = None
     if options["safe_mode"]:
         refuse_code(config, keras_internals.known_objects(options["custom_objects"]))
+        vocabularies = (n for n in weights.members if n.startswith(_ASSETS))
+        allowance.check_vocabularies(weights, vocabularies)
+        steps = allowance.steps(config)
+    advice = allowance.advice(config)
     if _by_keras():
-        return _bounded(_reader(files, config, options), weights, bounded=bounded)
+        return bounded(_reader(files, config, options), weights, steps, advice)
+    del config  # Keras parses it once more.
     with _assets(weights) as assets:
         text = raw.decode("utf-8")
-        return _bounded(
+        return bounded(
             lambda: keras_internals.rebuild(text, weights, assets=assets, **options),
             weights,
-            bounded=bounded,
+            steps,
+            advice,
         )
 
 
@@ -113,33 +129,13 @@ def _reader(files: Files, config: Any, options: dict[str, Any]) -> Callable[[], 
             return keras.saving.load_model(path, **options)
 
     def parts() -> keras.Model:
-        raw = config if options["compile"] else {**config, "compile_config": None}
         others = {k: v for k, v in options.items() if k != "compile"}
-        model = keras.saving.deserialize_keras_object(raw, **others)
+        model = keras.saving.deserialize_keras_object(config, **others)
         with _weights_copy(files) as path:
             model.load_weights(path)
         return model
 
     return whole if MODEL in files else parts
-
-
-def _bounded(
-    make: Callable[[], keras.Model], weights: MappedWeights, *, bounded: bool
-) -> keras.Model:
-    """Make a model that has about as many bytes of variables as its file."""
-    stored = sum(each.size for each in weights.stored)
-    trained = any(each.path.startswith("/optimizer/") for each in weights.stored)
-    limit = _SLACK + stored * (2 if trained else _UNTRAINED)
-    with keras_internals.bounded_variables(limit if bounded else sys.maxsize) as budget:
-        try:
-            return make()
-        except Exception as error:
-            if budget.exceeded is None:
-                raise
-            raise ModelNotLoadable(
-                f"The model asks for more memory than its file explains: {budget.exceeded} bytes. "
-                "safe_mode=False allows it, for files you trust."
-            ) from error
 
 
 @contextmanager
@@ -175,7 +171,7 @@ def build_from_recorded(model: keras.Model, config: Any, files: Files, *, source
 
     try:
         with MappedWeights(_weights_file(files)) as weights:
-            _bounded(make, weights, bounded=True)
+            bounded(make, weights, allowance.STEPS, "Call it once on a batch before fit.")
     except Exception as error:
         if isinstance(error, ModelNotLoadable):
             raise

@@ -8,7 +8,7 @@ are, as an index into memory. What only a callback or an input can judge is left
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,12 @@ _WORDS = 624  # of a Mersenne Twister
 # Iterators that somebody's own code may have made over a dataset beside Keras's.
 _EXTRA_ITERATORS = 1000
 _AHEAD = 4096  # batches that steps_per_execution may count at once
+# Whatever epoch and step a state says, which its author chooses too. No training comes there:
+# a million epochs; a billion batches from one iterator, a day at 0.1 ms each. A resume makes an
+# iterator in 0.5 ms, and skips 4 million elements in a second: it ends within minutes.
+_MOST_ITERATORS, _MOST_BATCHES = 10**6, 10**9
+# In lists that lie as arrays, all together: 8 bytes each there, and 40 in a list.
+MOST_NUMBERS = 1 << 22
 
 
 def check(state: Any) -> None:
@@ -32,6 +38,32 @@ def check(state: Any) -> None:
     """
     _STATE(state, "state")
     _check_counts(state)
+    check_numbers(state)
+
+
+def check_numbers(state: Mapping[str, Any]) -> None:
+    """Raise if the lists of numbers in `state` would take more memory than they are worth.
+
+    Raises:
+        ManifestError: With how many there may be.
+    """
+    count, row = 0, [state]
+    while row:
+        each = row.pop()
+        kind, values = each.get("$type"), each.get("values")
+        if isinstance(kind, str) and kind == "numbers" and isinstance(values, np.ndarray):
+            count += values.size
+        row += _mappings_in(each.values())
+    if count > MOST_NUMBERS:
+        raise _unlike("state", f"one with at most {MOST_NUMBERS} numbers in lists", count)
+
+
+def _mappings_in(values: Iterable[Any]) -> Iterator[Mapping[str, Any]]:
+    for each in values:
+        if isinstance(each, Mapping):
+            yield each
+        elif isinstance(each, (list, tuple)):
+            yield from _mappings_in(each)
 
 
 def check_position(state: Mapping[str, Any], *, kind: str, epoch: int, step: int) -> None:
@@ -283,8 +315,8 @@ def _check_counts(state: Mapping[str, Any]) -> None:
     _whole(0, step)(state["batch"], "state.batch")
     if data is None:
         return
-    _whole(0, step + _AHEAD)(data["read"], "state.data.read")
-    most = _EXTRA_ITERATORS + 16 * (state["epoch"] + 1) + 4 * step
+    _whole(0, min(step + _AHEAD, _MOST_BATCHES))(data["read"], "state.data.read")
+    most = min(_EXTRA_ITERATORS + 16 * (state["epoch"] + 1) + 4 * step, _MOST_ITERATORS)
     counts: Sequence[int] = [*data["made"], *(data["born"] or ())]
     for count in counts:
         _whole(0, most)(count, "state.data.made")

@@ -23,13 +23,16 @@ import ml_dtypes
 import numpy as np
 
 from mlflow_ckpt import keras_internals, plain_json, state_schema
-from mlflow_ckpt.errors import ConfigError, IntegrityError, ManifestError
+from mlflow_ckpt.errors import ConfigError, FormatTooNew, IntegrityError, ManifestError
 from mlflow_ckpt.format_version import check_format
-from mlflow_ckpt.hdf5 import Stored
+from mlflow_ckpt.hdf5 import SIGNATURE, Stored
+from mlflow_ckpt.hdf5_types import Unlike
 from mlflow_ckpt.mapped import mapped, opened
 
 PATH = "state/training_state.h5"
 FORMAT = "1.0"
+# Bytes that the values of the JSON may take; what callbacks make of them comes on top.
+_MOST = 96 << 20
 _NARROW = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "int4", "uint4")
 
 
@@ -47,19 +50,32 @@ def write(path: Path, state: Mapping[str, Any]) -> None:
     """Write `state` (JSON values, tuples, NumPy arrays and scalars) to `path`.
 
     Raises:
-        ConfigError: If a value is of another type; its place in the tree is named.
+        ConfigError: If a value is of another type; its place in the tree is named. Or if
+            there are so many values that `read` would refuse them.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays: list[np.ndarray[Any, Any]] = []
-    text = json.dumps(_encode(state, arrays, "state"))
+    text = json.dumps(_encode(state, arrays, "state")).encode()
+    _check_size(state, text)
     with h5py.File(path, "w") as file:
         file.attrs["format"] = FORMAT
-        file.create_dataset("state", data=np.frombuffer(text.encode(), dtype=np.uint8))
+        file.create_dataset("state", data=np.frombuffer(text, dtype=np.uint8))
         group = file.create_group("arrays")
         for index, array in enumerate(arrays):
             narrow = array.dtype.name in _NARROW
             raw = array.view(f"u{array.itemsize}") if narrow else array
             group.create_dataset(str(index), data=raw).attrs["dtype"] = array.dtype.name
+
+
+def _check_size(state: Mapping[str, Any], text: bytes) -> None:
+    try:
+        plain_json.check_size(text, most=_MOST)
+        state_schema.check_numbers(state)
+    except ValueError as error:
+        raise ConfigError(
+            f"The training state is larger than one that can be read: {error}. Keep what the "
+            "callbacks remember in NumPy arrays, or remember less."
+        ) from error
 
 
 def check_plain(value: Any) -> None:
@@ -74,7 +90,8 @@ def read(file: Path | BinaryIO | None) -> dict[str, Any]:
         file: Open, and verified; a path is opened as it is. `None`: the checkpoint has none.
 
     Raises:
-        FormatTooNew: If its major version is newer than 1.
+        FormatTooNew: If its major version is newer than 1, or it is an HDF5 file of a layout
+            that no 1.x has.
         ManifestError: If it is not a training state, or not of a `fit`; the place is named.
     """
     if file is None:
@@ -104,14 +121,33 @@ def read_tree(file: Path | BinaryIO) -> dict[str, Any]:
 def _read_mapped(content: mmap.mmap | bytes) -> dict[str, Any]:
     """Read the tree out of a map; its arrays are copies."""
     with memoryview(content) as view:
-        stored, h5 = opened(view)
+        try:
+            stored, h5 = opened(view)
+        except Unlike as error:
+            _refuse_newer_layout(view, error)
+            raise
         with h5:
             check_format(h5.attrs["format"], PATH)
-            tree = plain_json.loads(_bytes_of(view, stored))
+            tree = plain_json.loads(_bytes_of(view, stored), most=_MOST)
             decoded = _decode(tree, _Arrays(h5["arrays"]))
     if not isinstance(decoded, dict):
         raise ManifestError(f"{PATH} holds {type(decoded).__name__} instead of a mapping.")
     return decoded
+
+
+def _refuse_newer_layout(view: memoryview, error: Unlike) -> None:
+    """Raise if the file is of another kind of HDF5 than every 1.x is.
+
+    Its version cannot be seen: who reads no such file must not let HDF5 look for it. But its
+    digest was right, so somebody wrote it like that, and it is no damage to be marked.
+    """
+    start, version = bytes(view[: len(SIGNATURE)]), bytes(view[len(SIGNATURE) :][:1])
+    if start == SIGNATURE and version in (b"\1", b"\2", b"\3"):
+        raise FormatTooNew(
+            f"{PATH} is an HDF5 file with a superblock of version {version[0]}, of a format that "
+            "cannot be told, and this version of mlflow-ckpt reads up to 1.x, with one of version "
+            "0: upgrade with `pip install -U mlflow-ckpt`, or take another checkpoint."
+        ) from error
 
 
 def _bytes_of(view: memoryview, stored: Sequence[Stored]) -> bytes:
@@ -168,15 +204,24 @@ def _encode(value: Any, arrays: list[np.ndarray[Any, Any]], where: str) -> Any:
 
 
 def _decode(value: Any, array: Callable[[str], Any]) -> Any:
+    """What `_encode` was given; lists and mappings are filled anew, and not made twice."""
     if isinstance(value, list):
-        return [_decode(v, array) for v in value]
+        for index, each in enumerate(value):
+            if isinstance(each, (list, dict)):
+                value[index] = _decode(each, array)
+        return value
     if not isinstance(value, dict):
         return value
     if set(value) == {"$array"}:
         return array(str(value["$array"]))
     if set(value) == {"$tuple"}:
         return tuple(_decode(v, array) for v in value["$tuple"])
-    return {k[1:] if k.startswith("$$") else k: _decode(v, array) for k, v in value.items()}
+    for key, each in value.items():
+        if isinstance(each, (list, dict)):
+            value[key] = _decode(each, array)
+    if any(key.startswith("$$") for key in value):
+        return {k[1:] if k.startswith("$$") else k: v for k, v in value.items()}
+    return value
 
 
 # --- variables and generators -------------------------------------------------

@@ -1,7 +1,10 @@
 """Read spoilt checkpoints in a process of its own, and say what came of each.
 
     python hostile_child.py make <folder>     train, and leave two checkpoints in <folder>/base
-    python hostile_child.py read <folder>     case numbers on stdin, one line of JSON for each
+    python hostile_child.py read <folder>     case numbers on stdin, one line of JSON for each;
+                                              `<kind> <number>` for a mutation of that kind,
+                                              `clean <number>` for none
+    python hostile_child.py prove <folder>    do what the watch is for; print what it noted
 
 A case may end the process or hold it up: whoever started it sees which case that was.
 """
@@ -15,7 +18,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -25,7 +28,8 @@ import keras
 import mlflow
 import numpy as np
 from builders import data, fit, mlp
-from mutations import archived, members, mutate, nonsense
+from hostile_watch import Watch
+from mutations import NAMED, archived, members, mutate, mutate_as, nonsense
 from zoo import optimizers_of, values_of
 
 import mlflow_ckpt as ckpt
@@ -37,10 +41,9 @@ from mlflow_ckpt.formats import CONFIG, MEMBER, MODEL, WEIGHTS
 from mlflow_ckpt.manifest import FILENAME, FileEntry, Manifest, read_bounded
 from mlflow_ckpt.training_state import PATH as STATE
 
-WHOLE, PARTS = "whole", "parts"
+WHOLE, PARTS, CLEAN = "whole", "parts", "clean"
 _FILES = {WHOLE: (MODEL, STATE), PARTS: (WEIGHTS, CONFIG)}
 _SLACK = 256 << 20
-_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
 class Remembers(keras.callbacks.Callback):
@@ -51,6 +54,14 @@ class Remembers(keras.callbacks.Callback):
         seen = getattr(self, "seen", [])
         self.seen = [*(seen if isinstance(seen, list) else []), float(logs["loss"])]
         self.best = {"epoch": epoch, "random": np.random.default_rng(epoch)}
+
+
+class OwnLogger(keras.callbacks.CSVLogger):
+    """A user's callback whose base class writes a file."""
+
+
+class OwnCheckpoint(keras.callbacks.ModelCheckpoint):
+    """A user's callback whose base class writes files."""
 
 
 def make(folder: Path) -> None:
@@ -79,40 +90,15 @@ def callbacks(folder: Path) -> list[keras.callbacks.Callback]:
     ]
 
 
-# --- what a case must not do --------------------------------------------------
+def derived(folder: Path) -> list[keras.callbacks.Callback]:
+    """Callbacks that are in no checkpoint, and for which a spoilt one may have a state."""
+    return [
+        OwnLogger(str(folder / "own.csv")),
+        OwnCheckpoint(str(folder / "own.weights.h5"), save_weights_only=True),
+    ]
 
 
-class Watch:
-    """Notes what the process does while a case runs."""
-
-    def __init__(self, folder: Path) -> None:
-        self._allowed = (str(folder), "/dev/null", "/proc/self/")
-        self._inside = False
-        self.seen: list[str] = []
-        sys.addaudithook(self._note)
-
-    def _note(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if not self._inside:
-            return
-        if event == "open":
-            path, _, flags = arguments
-            if isinstance(path, (str, bytes)):
-                name = os.path.abspath(os.fsdecode(path))  # noqa: PTH100
-                writes = isinstance(flags, int) and flags & _WRITES
-                if name == "/etc/passwd" or (writes and not name.startswith(self._allowed)):
-                    self.seen.append(f"open {name}")
-        elif event in ("subprocess.Popen", "os.system", "os.posix_spawn", "socket.connect"):
-            self.seen.append(f"{event} {arguments!r:.80}")
-        elif event in ("pickle.find_class", "os.exec", "code.__new__"):
-            self.seen.append(event)
-
-    def during(self, action: Callable[[], Any]) -> Any:
-        self.seen.clear()
-        self._inside = True
-        try:
-            return action()
-        finally:
-            self._inside = False
+# --- one case -----------------------------------------------------------------
 
 
 def _memory(name: str) -> int:
@@ -120,25 +106,29 @@ def _memory(name: str) -> int:
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(name))
 
 
-# --- one case -----------------------------------------------------------------
-
-
 class Wrong(Exception):
     """A case did not end as it must."""
 
 
-def spoil(number: int, base: Path, root: Path) -> dict[str, Any]:
+def spoil(name: str, base: Path, root: Path) -> dict[str, Any]:
     """Lay down the files of a case; say what they are."""
+    named, _, digits = name.rpartition(" ")
+    number = int(digits)
     kind = (WHOLE, PARTS)[number % 3 == 0]
+    if named in NAMED and not any(path in _FILES[kind] for path, _ in NAMED[named]):
+        kind = WHOLE
     old = (base / kind / FILENAME).read_bytes()
     files = {path: (base / kind / path).read_bytes() for path in _FILES[kind]}
-    fits = random.Random(f"fits {number}").random() < 0.75
-    if number % 13 == 0:
+    # Of the named ones nothing is learnt where their digest gives them away.
+    fits = bool(named) or random.Random(f"fits {number}").random() < 0.75
+    if named == CLEAN:
+        changed, what, new, same = _FILES[kind][number // 3 % 2], "clean", old, True
+    elif not named and number % 13 == 0:
         tree = json.loads(old)
         what = f"manifest: {nonsense(random.Random(number), tree)}"
-        new, changed = json.dumps(tree).encode(), FILENAME
+        new, changed, same = json.dumps(tree).encode(), FILENAME, False
     else:
-        mutation = mutate(number, files)
+        mutation = mutate_as(named, number, files) if named else mutate(number, files)
         changed, what = mutation.path, mutation.what
         new, same = old, mutation.files == files
         files = mutation.files
@@ -222,7 +212,7 @@ def _into_a_fit(state: Mapping[str, Any], root: Path) -> None:
     model = mlp(run_eagerly=True)
     try:
         model.fit(x, y, epochs=1, verbose=0, validation_data=(x, y),
-                  callbacks=[*callbacks(root), resumes])  # fmt: skip
+                  callbacks=[*callbacks(root), *derived(root), resumes])  # fmt: skip
     finally:
         if hasattr(resumes, "fit_state"):
             resumes.fit_state.release()
@@ -287,24 +277,30 @@ def _plain_state(path: Path) -> Any:
 
 def _same(one: Any, other: Any) -> bool:
     if isinstance(one, np.ndarray):
-        return one.shape == other.shape and one.tobytes() == other.tobytes()
+        return (
+            isinstance(other, np.ndarray)
+            and (one.dtype, one.shape) == (other.dtype, other.shape)
+            and one.tobytes() == other.tobytes()
+        )
+    if type(one) is not type(other):
+        return False
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(_same(v, other[k]) for k, v in one.items())
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(_same, one, other))
-    return type(one) is type(other) and (one == other or one != one)
+    return bool(one == other or one != one)
 
 
 # --- the loop -----------------------------------------------------------------
 
 
-def run(number: int, folder: Path, watch: Watch) -> dict[str, Any]:
+def run(name: str, folder: Path, watch: Watch) -> dict[str, Any]:
     work = folder / "work"
     shutil.rmtree(work, ignore_errors=True)
     root, aside, temporary = work / "case", work / "aside", work / "tmp"
     for each in (root, aside, temporary):
         each.mkdir(parents=True)
-    about = spoil(number, folder / "base", root)
+    about, number = spoil(name, folder / "base", root), int(name.rpartition(" ")[2])
     before = _memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     began, found, outcome = time.perf_counter(), None, "right"
@@ -337,8 +333,17 @@ def run(number: int, folder: Path, watch: Watch) -> dict[str, Any]:
     if left:
         outcome = f"WRONG: left behind {left[:3]}"
     keras.backend.clear_session(free_memory=False)
-    return {"case": number, "outcome": outcome, "seconds": seconds, "grown": grown,
+    return {"case": name, "outcome": outcome, "seconds": seconds, "grown": grown,
             **{k: about[k] for k in ("kind", "path", "what", "fits")}}  # fmt: skip
+
+
+def watch_in(folder: Path) -> Watch:
+    """Watch, once what is loaded at a first reading is there."""
+    (folder / "work").mkdir(exist_ok=True)
+    watch = Watch(folder / "work", readable=[folder], canary=folder / "outside")
+    for number in range(12):
+        run(f"{CLEAN} {number}", folder, watch)
+    return watch
 
 
 def main() -> None:
@@ -348,11 +353,16 @@ def main() -> None:
         return
     os.environ["MLFLOW_CKPT_SPOOL"] = str(folder / "spool")
     warnings.simplefilter("ignore")
-    watch = Watch(folder / "work")
+    watch = watch_in(folder)
+    if mode == "prove":
+        import hostile_proof
+
+        sys.stdout.write(json.dumps(hostile_proof.prove(folder, watch)))
+        return
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     for line in sys.stdin:
-        answer = json.dumps(run(int(line), folder, watch))
+        answer = json.dumps(run(line.strip(), folder, watch))
         sys.stdout.write(f"{answer}\n")
         sys.stdout.flush()
 

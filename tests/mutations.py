@@ -1,14 +1,17 @@
 """Spoil the files of a checkpoint, the same way for the same number.
 
     mutate(number, files) -> Mutation: other files, and what was done
+    mutate_as(kind, number, files) -> Mutation: likewise, of a kind in `NAMED`
 
 `files` maps paths of a checkpoint to bytes. Nothing here knows what a reader makes of it.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import json
+import os
 import random
 import struct
 import warnings
@@ -18,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import h5py
+import mutations_sized as sized
 import numpy as np
 
 from mlflow_ckpt.formats import CONFIG, MEMBER, MODEL, WEIGHTS
@@ -26,9 +30,11 @@ from mlflow_ckpt.training_state import PATH as STATE
 Files = dict[str, bytes]
 Random = random.Random
 
+# Where paths in spoilt files lead: to something that nobody may open.
+CANARY = os.environ.get("HOSTILE_CANARY", "/etc/passwd")
 NONSENSE: tuple[Any, ...] = (
     None, True, 0, -1, 2**31, 2**63, 10**30, 1e308, float("nan"), float("inf"), "", "x", "..",
-    "/etc/passwd", "a" * 5000, [], {}, [[]], {"": 0}, [None] * 100, {"$array": "0"},
+    CANARY, "a" * 5000, [], {}, [[]], {"": 0}, [None] * 100, {"$array": "0"},
     {"$array": "99999"}, {"$tuple": 3}, {"$type": "generator"}, {"class_name": "Dense"}, "\ud800",
 )  # fmt: skip
 
@@ -46,7 +52,25 @@ def mutate(number: int, files: Mapping[str, bytes]) -> Mutation:
     """The mutation with this number."""
     chance = Random(number)
     path = chance.choice(sorted(files))
-    kind = chance.choice(_KINDS[path])
+    return _mutated(chance.choice(_KINDS[path]), path, chance, files)
+
+
+def mutate_as(kind: str, number: int, files: Mapping[str, bytes]) -> Mutation | None:
+    """The mutation of a kind with this number; `None` where no file can have it."""
+    chance = Random(f"{kind} {number}")
+    places = [(path, make) for path, make in NAMED[kind] if path in files]
+    if not places:
+        return None
+    path, make = chance.choice(places)
+    return _mutated(make, path, chance, files)
+
+
+def _mutated(
+    kind: Callable[[Random, bytes], tuple[bytes, str]],
+    path: str,
+    chance: Random,
+    files: Mapping[str, bytes],
+) -> Mutation:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # zipfile on two members of one name
         data, what = kind(chance, files[path])
@@ -145,7 +169,7 @@ def _replaced(dataset: h5py.Dataset, **options: Any) -> None:
 def _link(h5: h5py.File, one: h5py.Dataset, chance: Random) -> str:
     parent, name = one.parent, one.name.rpartition("/")[2]
     del parent[name]
-    link = chance.choice([h5py.SoftLink("/"), h5py.ExternalLink("/etc/passwd", "x")])
+    link = chance.choice([h5py.SoftLink("/"), h5py.ExternalLink(CANARY, "x")])
     parent[name] = link
     return f"{type(link).__name__} at {name!r}"
 
@@ -154,13 +178,13 @@ def _virtual(h5: h5py.File, one: h5py.Dataset, chance: Random) -> str:
     layout = h5py.VirtualLayout(shape=one.shape or (1,), dtype="f4")
     parent, name = one.parent, one.name.rpartition("/")[2]
     del parent[name]
-    layout[...] = h5py.VirtualSource("/etc/passwd", "x", shape=layout.shape)
+    layout[...] = h5py.VirtualSource(CANARY, "x", shape=layout.shape)
     parent.create_virtual_dataset(name, layout)
     return f"virtual {name!r}"
 
 
 def _external(h5: h5py.File, one: h5py.Dataset, chance: Random) -> str:
-    _replaced(one, shape=(4,), dtype="u1", external=[("/etc/passwd", 0, 4)])
+    _replaced(one, shape=(4,), dtype="u1", external=[(CANARY, 0, 4)])
     return "bytes in another file"
 
 
@@ -272,18 +296,24 @@ def _zip(chance: Random, data: bytes) -> tuple[bytes, str]:
     if trick == 3:
         link = zipfile.ZipInfo("assets/link")
         link.external_attr = 0o120777 << 16
-        return archived([*parts, (link, b"/etc/passwd")]), "a link"
+        return archived([*parts, (link, os.fsencode(CANARY))]), "a link"
     if trick == 4:
         chance.shuffle(parts)
         return archived(parts), "members in another order"
     if trick == 5:
         others = [(n, d) for n, d in parts if n != chance.choice(parts)[0]]
         return archived(others), "a member less"
+    return _zip_bomb(data), "256 MiB of nothing"
+
+
+@functools.lru_cache(maxsize=4)
+def _zip_bomb(data: bytes) -> bytes:
+    """An archive that is small and unpacks to much. It takes a second to make."""
     bomb = io.BytesIO()
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
-        for part, content in parts:
+        for part, content in members(data).items():
             archive.writestr(part, content if part == MEMBER else bytes(1 << 28))
-    return bomb.getvalue(), "256 MiB of nothing"
+    return bomb.getvalue()
 
 
 _HEADERS = {b"PK\3\4": 30, b"PK\1\2": 46, b"PK\5\6": 22}
@@ -337,6 +367,24 @@ def _loose_ends(chance: Random, data: bytes) -> tuple[bytes, str]:
     part = chance.choice(["callbacks", "callbacks", "callbacks", "guard", "data", "generators"])
     what = nonsense(chance, tree[part])
     return json.dumps(tree).encode(), f"{part}: {what}"
+
+
+# By what they ask for. They have numbers of their own, and are none of those of `mutate`.
+NAMED: Mapping[str, tuple[tuple[str, Callable[[Random, bytes], tuple[bytes, str]]], ...]] = {
+    "numbers": ((MODEL, _inside(sized.numbers, "config.json")), (CONFIG, sized.numbers)),
+    "metrics": ((MODEL, _inside(sized.metrics, "config.json")), (CONFIG, sized.metrics)),
+    "shared": ((MODEL, _inside(sized.shared, "config.json")), (CONFIG, sized.shared)),
+    "overlapping": (
+        (MODEL, _inside(sized.overlapping, MEMBER)), (WEIGHTS, sized.overlapping),
+        (STATE, sized.overlapping),
+    ),
+    "deep_names": (
+        (MODEL, _inside(sized.deep_names, MEMBER)), (WEIGHTS, sized.deep_names),
+        (STATE, sized.deep_names),
+    ),
+    "arrays_for_lists": ((STATE, sized.arrays_for_lists),),
+    "base_attributes": ((STATE, sized.base_attributes(CANARY)),),
+}  # fmt: skip
 
 
 _ANY = (_bits, _metadata, _cut, _longer, _moved)

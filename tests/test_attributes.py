@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import tempfile
+import tracemalloc
 from collections import Counter, OrderedDict, defaultdict, deque
 from enum import IntEnum
 from pathlib import Path
@@ -18,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
-from mlflow_ckpt import training_state
+from mlflow_ckpt import plain_objects, training_state
 from mlflow_ckpt.attributes import LIMIT, Attributes, restore
 from mlflow_ckpt.errors import ConfigError, ManifestError
 from mlflow_ckpt.naming import is_data, is_secret
@@ -574,6 +575,34 @@ def test_a_state_cannot_set_what_is_no_state(name: str) -> None:
     assert (vars(target), target.default) == ({"default": 2}, 2)
 
 
+def test_a_state_sets_nothing_that_would_not_have_been_stored() -> None:
+    def begun() -> tuple[Thing, Attributes]:
+        thing = Thing(a=0, b=[0], c=0, d=0)
+        return thing, Attributes(
+            thing, ignore=frozenset({"a"}), accepts=lambda name, value: name != "b"
+        )
+
+    for give in (Attributes.restore, Attributes.put):
+        thing, attributes = begun()
+        assert give(attributes, {"a": 1, "b": 1, "c": 1}) == ["a", "b"]
+        assert give(attributes, {"b": {TAG: "in-place", "value": [1]}, "c": 1}) == ["b"]
+        assert give(attributes, {"a": {TAG: "absent"}, "b": {TAG: "absent"}, "c": 1}) == ["a", "b"]
+        assert vars(thing) == {"a": 0, "b": [0], "c": 1, "d": 0}
+    thing.d = 5
+    assert attributes.put({"c": 2}) == []
+    assert (thing.c, thing.d) == (2, 5), "put sets back nothing"
+    assert attributes.restore({"c": 3}) == []
+    assert (thing.c, thing.d) == (3, 0)
+
+
+def test_nothing_takes_the_place_of_a_path_or_an_open_file(tmp_path: Path) -> None:
+    with (tmp_path / "x").open("w") as file:
+        thing = Thing(path=tmp_path, file=file, count=0)
+        state = {"path": "/elsewhere", "file": {TAG: "absent"}, "count": 1}
+        assert restore(thing, state) == ["path", "file"]
+        assert vars(thing) == {"path": tmp_path, "file": file, "count": 1}
+
+
 # --- back to the beginning ----------------------------------------------------
 
 
@@ -601,6 +630,15 @@ def test_what_changed_meanwhile_and_is_not_in_the_state_goes_back() -> None:
 # --- hostile files ------------------------------------------------------------
 
 
+MANY_BYTES = np.ones(1 << 20, np.uint8)
+MANY_NUMBERS = np.broadcast_to(0.5, plain_objects.MOST_NUMBERS + 1)
+
+
+def python_generator(words: Any) -> dict[str, Any]:
+    state = {"version": 3, "words": words, "gauss": None}
+    return {TAG: "generator", "kind": "Random", "state": state}
+
+
 @pytest.mark.parametrize(
     "tree",
     [
@@ -623,6 +661,31 @@ def test_what_changed_meanwhile_and_is_not_in_the_state_goes_back() -> None:
         pytest.param({TAG: "dict", "items": [[[1], 2]]}, id="unhashable-key"),
         pytest.param({TAG: "defaultdict", "items": [], "factory": "eval"}, id="factory"),
         pytest.param({TAG: "set"}, id="nothing-in-it"),
+        *(
+            pytest.param({TAG: kind, "items": MANY_BYTES}, id=f"{kind}-of-an-array")
+            for kind in ("tuple", "set", "frozenset", "dict", "OrderedDict", "Counter")
+        ),
+        pytest.param({TAG: "deque", "items": MANY_BYTES, "maxlen": None}, id="deque-of-an-array"),
+        pytest.param({TAG: "deque", "items": [], "maxlen": 2**70}, id="endless-deque"),
+        pytest.param({TAG: "variables", "values": MANY_BYTES}, id="variables-of-an-array"),
+        pytest.param({TAG: "numbers", "values": MANY_NUMBERS}, id="too-many-numbers"),
+        pytest.param(python_generator(MANY_BYTES.astype(np.uint32)), id="too-many-words"),
+        pytest.param(python_generator([0] * 625), id="words-that-are-no-array"),
+        pytest.param(python_generator(np.zeros(625)), id="words-that-are-fractions"),
+        pytest.param(python_generator(np.full(625, 625, np.uint32)), id="a-place-beside-its-words"),
+        pytest.param(
+            {
+                TAG: "generator",
+                "kind": "Generator",
+                "state": {
+                    "bit_generator": "SFC64",
+                    "state": {"state": np.zeros(0, np.uint64)},
+                    "has_uint32": 0,
+                    "uinteger": 0,
+                },
+            },
+            id="too-few-words",
+        ),
     ],
 )
 def test_what_is_no_tree_is_refused(tree: Any) -> None:
@@ -630,6 +693,31 @@ def test_what_is_no_tree_is_refused(tree: Any) -> None:
     with pytest.raises(ManifestError, match=r"cannot be read|Expected"):
         restore(thing, {"it": tree})
     assert thing.it == 1
+
+
+def test_what_is_refused_takes_no_memory_first() -> None:
+    trees = [
+        {TAG: "tuple", "items": np.ones(4 << 20, np.uint8)},
+        python_generator(np.full(4 << 20, 1000, np.uint32)),
+    ]
+    for tree in trees:
+        tracemalloc.start()
+        try:
+            with pytest.raises(ManifestError, match="Expected .* Received"):
+                Decoder().decode(tree)
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert most < 1 << 20
+
+
+def test_a_list_of_too_many_numbers_is_not_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plain_objects, "MOST_NUMBERS", 300)
+    numbers = [*range(300)]
+    assert Decoder().decode(Encoder().encode(numbers)) == numbers
+    with pytest.raises(ConfigError, match="at most 300 numbers in lists. Received: 301. An array"):
+        Encoder().encode([*numbers, 300])
+    assert Encoder().encode(np.arange(301)).size == 301
 
 
 def test_a_factory_that_is_a_function_needs_the_present_one() -> None:

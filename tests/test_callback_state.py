@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from mlflow_ckpt import Every, MlflowCheckpoint, keras_callbacks, training_state
 from mlflow_ckpt.callback_state import CallbackStates
-from mlflow_ckpt.errors import ConfigError
+from mlflow_ckpt.errors import ConfigError, ManifestError
 from mlflow_ckpt.keras_callbacks import KERAS_STATE, STATELESS, of_the_base
 
 Callback = keras.callbacks.Callback
@@ -137,6 +137,28 @@ def test_keras_checkpoints_counted_in_batches_do_not_come_late(tmp_path: Path) -
     again = keras.callbacks.ModelCheckpoint(tmp_path / "m.keras", save_freq=5)
     restore([again], states)
     assert again._should_save_on_batch(0), "the fifth batch saves, resumed or not"
+
+
+@pure
+@pytest.mark.parametrize("epochs", [0, 2])
+def test_what_keras_s_own_hold_finds_its_place(epochs: int, tmp_path: Path) -> None:
+    def make() -> list[Any]:
+        return [
+            best_stop(),
+            keras.callbacks.ReduceLROnPlateau(),
+            keras.callbacks.ModelCheckpoint(tmp_path / "m.keras"),
+            keras.callbacks.ModelCheckpoint(tmp_path / "n.keras", save_freq=3),
+            keras.callbacks.SwapEMAWeights(),
+            keras.callbacks.History(),
+            keras.callbacks.BackupAndRestore(tmp_path / "b"),
+        ]
+
+    first, second = make(), make()
+    if epochs:
+        fit(mlp(optimizer=keras.optimizers.SGD(use_ema=True)), *first, epochs=epochs)
+    states, left = capture(first)
+    assert (left, restore(second, stored(states))) == ([], [])
+    assert second[2]._last_batch_seen is None, "it counts no batches"
 
 
 @pure
@@ -475,6 +497,57 @@ def test_what_keras_assigns_is_its_business_and_what_the_user_assigns_the_user_s
     assert not {"seen", "best", "wait"} & of_the_base(Silent()) - {"min_delta"}
 
 
+class Rotating(keras.callbacks.ModelCheckpoint):
+    """Sets an attribute that Keras takes for a path, and one that it counts with."""
+
+    def __init__(self, filepath: Path) -> None:
+        super().__init__(filepath)
+        self.filepath = str(filepath)
+        self.verbose = 0
+        self.places: dict[str, str] = {}
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        super().on_epoch_begin(epoch, logs)
+        self.filepath = self.filepath.replace(".keras", "-next.keras")
+        self.verbose = self.save_freq = 2
+        self.places["newest"] = self.filepath
+
+
+@pure
+def test_text_in_an_attribute_of_keras_s_is_a_path_and_no_state(tmp_path: Path) -> None:
+    first, second = (Rotating(tmp_path / "m.keras") for _ in range(2))
+    states = CallbackStates([first])
+    first.on_epoch_begin(0)
+    saved, left = states.capture()
+    assert left == ["Rotating.filepath", "Rotating.save_freq"], "said, for it is not stored"
+    own = {"verbose": 2, "places": {"$type": "in-place", "value": {"newest": first.filepath}}}
+    assert saved["Rotating/0"]["attributes"] == own
+    for value in ("/elsewhere", 1, ["/elsewhere"], {"$type": "absent"}):
+        saved["Rotating/0"]["attributes"] = {**own, "filepath": value}
+        assert restore([second], stored(saved)) == ["Rotating/0.filepath"]
+        assert second.filepath == str(tmp_path / "m.keras")
+    saved["Rotating/0"]["attributes"] = {"verbose": ["/elsewhere"], "csv_file": {"a": b"x"[0]}}
+    assert restore([second], stored(saved)) == ["Rotating/0.verbose"]
+    assert second.places == {"newest": first.filepath}, "its own attributes may hold any text"
+
+
+@pure
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        pytest.param(PatientStop, "restore_best_weights", id="keras"),
+        pytest.param(Ours, "_options", id="ours"),
+        pytest.param(Theirs, "log_every_epoch", id="mlflow's"),
+    ],
+)
+def test_a_state_sets_nothing_of_the_class_below(kind: Any, name: str) -> None:
+    callback = kind()
+    before = vars(callback).get(name)
+    saved = {f"{kind.__name__}/0": {"attributes": {name: "/elsewhere"}}}
+    assert restore([callback], saved) == [f"{kind.__name__}/0.{name}"]
+    assert vars(callback).get(name) is before
+
+
 @pure
 def test_own_methods_take_what_they_return_as_it_was() -> None:
     class Live(Counter):
@@ -695,6 +768,60 @@ def test_a_csv_file_that_is_too_large_or_gone_is_named(
     assert rows[-1] == "1,NA,1.0,NA,NA"
     path.unlink()
     assert capture([second])[1] == ["CSVLogger.csv_file"]
+
+
+@pure
+def test_a_state_is_written_to_the_file_that_the_script_names(tmp_path: Path) -> None:
+    class Wanders(CSVLogger):
+        """A user's, which looks for another file."""
+
+    class Named(CSVLogger):
+        """A user's, which assigns the name itself."""
+
+        def __init__(self, filename: Path) -> None:
+            super().__init__(filename)
+            self.filename = str(filename)
+
+    precious = tmp_path / "precious"
+    precious.write_text("untouched")
+    text = np.frombuffer(b"echo owned\n", dtype=np.uint8)
+    crafted = {"text": text, "append_header": False, "begun": False, "keys": None,
+               "attributes": {"filename": str(precious)}}  # fmt: skip
+    for kind in (Wanders, Named):
+        logger = kind(tmp_path / "log.csv")
+        logger.on_train_begin()
+        states = CallbackStates([logger])
+        key = f"{kind.__name__}/0"
+        for _ in range(2):
+            assert states.restore({key: crafted}) == [f"{key}.filename"]
+        assert (tmp_path / "log.csv").read_bytes() == b"echo owned\n"
+        logger.filename = str(precious)  # whoever did it
+        assert states.restore({key: {**crafted, "attributes": {}}}) == [f"{key}.csv_file"]
+        logger.on_train_end()
+        assert precious.read_text() == "untouched"
+
+
+@pure
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param({"text": "x"}, id="text-that-is-no-array"),
+        pytest.param({"text": np.zeros(3)}, id="text-of-numbers"),
+        pytest.param({"append_header": 3}, id="no-truth"),
+        pytest.param({"begun": None}, id="nothing"),
+        pytest.param({"begun": True, "keys": None}, id="rows-without-keys"),
+    ],
+)
+def test_a_csv_file_is_not_touched_by_what_is_none(wrong: dict[str, Any], tmp_path: Path) -> None:
+    logger = begun(tmp_path / "log.csv", append=True)
+    logger.on_epoch_end(0, {"loss": 1.0})
+    state = capture([logger])[0]["CSVLogger/0"]
+    before = (tmp_path / "log.csv").read_bytes()
+    logger.writer = logger.keys = None
+    with pytest.raises(ManifestError, match="text of a CSVLogger's file.* Received: .*leave the"):
+        restore([logger], {"CSVLogger/0": {**state, **wrong}})
+    logger.on_train_end()
+    assert (tmp_path / "log.csv").read_bytes() == before
 
 
 # --- through a run ------------------------------------------------------------

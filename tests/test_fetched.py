@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from mlflow_ckpt.errors import (
     DigestMismatch,
     FormatTooNew,
     IntegrityError,
+    ManifestError,
     StoreError,
 )
 from mlflow_ckpt.manifest import FILENAME, Manifest
@@ -170,6 +172,37 @@ def test_a_later_format_is_no_damage() -> None:
     with pytest.raises(FormatTooNew, match=r"format 2\.0"):
         ckpt.load_model(run_id)
     assert tags_of(newest)["ckpt.complete"] == "true"
+
+
+def test_a_digest_of_a_later_algorithm_is_no_damage() -> None:
+    run_id = trained(2)
+    newest = ckpt.resolve(run_id)
+    client = mlflow.MlflowClient()
+    client.set_logged_model_tags(newest.model_id, {"ckpt.manifest_digest": "blake4:00ff"})
+    with pytest.raises(FormatTooNew, match="'blake4'.*upgrade with"):
+        ckpt.load_model(run_id)
+    found = ckpt.verify(run_id)
+    assert [verdict.state for verdict in found.verdicts] == ["whole", "unreadable"]
+    assert tags_of(newest)["ckpt.complete"] == "true"
+    assert "ckpt.corrupt_reason" not in tags_of(newest)
+
+
+@pytest.mark.parametrize("path", ["./manifest.json", "./data/model.keras", "DATA/model.keras"])
+def test_a_manifest_with_a_second_spelling_of_a_path_is_never_laid_down(
+    path: str, tmp_path: Path
+) -> None:
+    run_id = trained(1)
+    newest = ckpt.resolve(run_id)
+    tree = json.loads(stored.read(newest, FILENAME))
+    forged = stored.read(newest, "MLmodel")
+    tree["files"].append({"path": path, "size": len(forged), "digest": digest_bytes(forged)})
+    data = json.dumps(tree).encode()
+    stored.write(newest, FILENAME, data)
+    digest = {"ckpt.manifest_digest": digest_bytes(data)}
+    mlflow.MlflowClient().set_logged_model_tags(newest.model_id, digest)
+    with pytest.raises(ManifestError):
+        ckpt.download(run_id, "epoch=1", tmp_path / "here")
+    assert not (tmp_path / "here" / FILENAME).exists()
 
 
 class Pruning:

@@ -686,6 +686,19 @@ def test_a_newer_training_state_is_refused_at_a_resume_and_the_model_loads(
     assert ckpt.resolve(run_id).step == 5
 
 
+def test_a_training_state_of_another_layout_is_not_taken_for_damage(tmp_path: Path) -> None:
+    run_id = put("whole", tmp_path)
+    with h5py.File(tmp_path / "newer.h5", "w", libver="latest") as file:
+        file.attrs["format"] = "2.0"
+    newer = (tmp_path / "newer.h5").read_bytes()
+    reseal(run_id, lambda raw: None, **{training_state.PATH: newer})
+    with pytest.raises(FormatTooNew, match="pip install -U mlflow-ckpt"):
+        resume(run_id)
+    assert ckpt.resolve(run_id).step == 5
+    tags = mlflow.MlflowClient().get_logged_model(ckpt.resolve(run_id).model_id).tags
+    assert (tags["ckpt.complete"], "ckpt.corrupt_reason" in tags) == ("true", False)
+
+
 @pytest.mark.pure
 @pytest.mark.parametrize(
     "version",

@@ -8,6 +8,7 @@ import os
 import socketserver
 import threading
 import time
+import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,11 +28,21 @@ from mutations import archived, members, mutate
 from zoo import values_of
 
 import mlflow_ckpt as ckpt
-from mlflow_ckpt import MlflowCheckpoint, hdf5, own_mark, plain_json, rehydrate, zipped
+from mlflow_ckpt import (
+    MlflowCheckpoint,
+    hdf5,
+    keras_internals,
+    own_mark,
+    plain_json,
+    rehydrate,
+    state_schema,
+    zipped,
+)
 from mlflow_ckpt import manifest as manifests
 from mlflow_ckpt import training_state as ts
 from mlflow_ckpt.archive import Archive
 from mlflow_ckpt.below import open_below
+from mlflow_ckpt.callback_state import CallbackStates
 from mlflow_ckpt.digests import digest_bytes
 from mlflow_ckpt.errors import CheckpointError, DigestMismatch, ManifestError, ModelNotLoadable
 from mlflow_ckpt.formats import MEMBER, MODEL
@@ -585,3 +596,235 @@ def test_a_fit_that_resumes_from_a_spoilt_state_ends_in_our_error_or_trains_on(
         else:
             ended.append("trained")
     assert len(ended) == 12
+
+
+# --- what the state of a callback may set ---------------------------------------------
+
+
+class GivesBack(keras.callbacks.Callback):
+    """Gives a state back twice, as a resume inside an epoch does."""
+
+    def __init__(self, state: dict[str, Any], *callbacks: keras.callbacks.Callback) -> None:
+        super().__init__()
+        self.state, self.callbacks, self.left = state, callbacks, list[list[str]]()
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.states = CallbackStates(self.callbacks)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        if not epoch:
+            self.left += [self.states.restore(self.state) for _ in range(2)]
+
+
+@pytest.mark.pure
+def test_a_state_deletes_no_folder_and_writes_no_file_of_its_choice(tmp_path: Path) -> None:
+    class Backup(keras.callbacks.BackupAndRestore):
+        """A user's subclass, which remembers its options as some do."""
+
+        def __init__(self, folder: Path) -> None:
+            super().__init__(folder)
+            self.backup_dir = folder
+
+    class Log(keras.callbacks.CSVLogger):
+        pass
+
+    class Save(keras.callbacks.ModelCheckpoint):
+        def __init__(self, filepath: str) -> None:
+            super().__init__(filepath)
+            self.filepath = filepath
+
+    class Board(keras.callbacks.TensorBoard):
+        pass
+
+    own, theirs = tmp_path / "own", tmp_path / "theirs"
+    own.mkdir()
+    theirs.mkdir()
+    (theirs / "precious").write_text("untouched")
+    callbacks = [
+        Backup(own / "backup"), Log(own / "log.csv"), Save(str(own / "m.keras")),
+        Board(own / "board", write_graph=False, update_freq=10**6),
+    ]  # fmt: skip
+    paths = {
+        "Backup/0": ["backup_dir", "_weights_path", "_training_metadata_path", "_prev_weights_path",
+                     "_prev_training_metadata_path"],
+        "Log/0": ["filename"],
+        "Save/0": ["filepath"],
+        "Board/0": ["log_dir", "_log_write_dir", "_train_dir", "_val_dir"],
+    }  # fmt: skip
+    state = {
+        key: {"attributes": {name: str(theirs / "x.keras") for name in names}}
+        for key, names in paths.items()
+    }
+    state["Backup/0"]["attributes"]["backup_dir"] = str(theirs)
+    text = np.frombuffer(b"echo owned\n", dtype=np.uint8)
+    state["Log/0"] |= {"text": text, "append_header": False, "begun": False, "keys": None}
+    gives = GivesBack(state, *callbacks)
+    fit(mlp(run_eagerly=True), *callbacks[:3], gives, epochs=1)
+    assert [f.name for f in theirs.iterdir()] == ["precious"]
+    assert gives.left == [sorted(f"{k}.{n}" for k, names in paths.items() for n in names)] * 2
+    assert (own / "log.csv").read_bytes().startswith(b"echo owned\n0,")
+    assert (own / "m.keras").exists()
+    assert not (own / "backup").exists(), "Keras deletes the one that the script names"
+
+
+class Ordered(keras.utils.PyDataset):
+    """One batch; refuses data and options, and remembers an order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.order, self.offset = [0, 1], 0
+
+    @property
+    def num_batches(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Any:
+        return data()
+
+
+@pytest.mark.pure
+def test_a_state_sets_no_option_and_no_data_of_a_dataset() -> None:
+    found: list[Any] = []
+
+    class Looks(keras.callbacks.Callback):
+        def on_train_begin(self, logs: Any = None) -> None:
+            feed = keras_internals.find_feed(self.model)
+            assert feed is not None
+            state = feed.state(0)
+            state["own"]["attributes"] = {"_workers": 10**6, "order": np.zeros(99), "offset": 3}
+            feed.resume(state, 0)
+            found.append(feed.exactness())
+            feed.release()
+
+    dataset = Ordered()
+    mlp(run_eagerly=True).fit(dataset, verbose=0, callbacks=[Looks()])
+    assert (dataset.workers, dataset.order, dataset.offset) == (1, [0, 1], 3)
+    assert found[0].level == "unknown"
+    assert found[0].reason == "Ordered._workers, order cannot be given back"
+
+
+@pytest.mark.pure
+@pytest.mark.parametrize(
+    ("field", "value", "where"),
+    [
+        ("made", [10**12], "state.data.made"),
+        ("born", [10**12], "state.data.made"),
+        ("read", 10**12, "state.data.read"),
+    ],
+)
+def test_no_state_makes_a_resume_endless_whatever_step_it_says(
+    field: str, value: Any, where: str, state: dict[str, Any]
+) -> None:
+    place_in = {"kind": "tf.data", "made": [0], "num_batches": 2, "born": None, "read": 0,
+                "own": {}, "exactness": ["true", ""]}  # fmt: skip
+    far = {**state, "step": 10**12, "epoch_began_at": 10**12, "epoch": 10**9, "batch": 0}
+    state_schema.check({**far, "data": {**place_in, "made": [10**6], "read": 10**9}})
+    with pytest.raises(
+        ManifestError, match=rf"Expected: {where} is a whole number from 0 to 10+\."
+    ):
+        state_schema.check({**far, "data": {**place_in, field: value}})
+
+
+# --- large ones that are real, and small ones that grow ---------------------------------
+
+
+def manifest_of(layers_of_two: int, slots: int) -> bytes:
+    """A manifest as `Manifest.to_bytes` writes it, of Dense layers and an optimizer's slots."""
+    rows = [
+        row
+        for n in range(layers_of_two)
+        for row in (
+            [f"dense_{n}/kernel", [64, 64], "float32"],
+            [f"dense_{n}/bias", [64], "float32"],
+        )
+    ]
+    kept = [[f"adam/{p.replace('/', '_')}_{n}", s, d] for p, s, d in rows for n in range(slots)]
+    optimizer = {"attribute": "optimizer", "class": "Adam", "variables": kept,
+                 "trains": [*range(len(rows))]}  # fmt: skip
+    model = {"class": "Functional", "variables": rows, "optimizers": [optimizer]}
+    return manifests.Manifest(files=[], checkpoint={}, model=model).to_bytes()
+
+
+@pytest.mark.pure
+def test_a_manifest_of_many_variables_is_read() -> None:
+    written = manifest_of(75_000, 2)
+    found = manifests.Manifest.parse(written, digest=digest_bytes(written))
+    assert len(found.model["variables"]) == 150_000
+
+
+@pytest.mark.pure
+@pytest.mark.parametrize("kind", ["sequential", "functional", "attention"])
+def test_a_config_of_twenty_thousand_layers_is_parsed(kind: str) -> None:
+    inputs = keras.Input((8, 16))
+    outputs = layers.Dense(16, activation="relu", kernel_regularizer="l2")(inputs)
+    if kind == "attention":
+        outputs = layers.Add()([inputs, layers.MultiHeadAttention(2, 8)(outputs, inputs)])
+        outputs = layers.LayerNormalization()(outputs)
+    model = keras.Model(inputs, outputs)
+    if kind == "sequential":
+        model = keras.Sequential(model.layers)
+    model.compile("adam", "mse")
+    config = json.loads(json.dumps(keras.saving.serialize_keras_object(model)))
+    first, *others = config["config"]["layers"]
+    config["config"]["layers"] = [first, *others * (20_000 // len(others))]
+    text = json.dumps(config).encode()
+    assert len(plain_json.loads(text)["config"]["layers"]) > 19_990
+
+
+@pytest.mark.pure
+@pytest.mark.parametrize(
+    ("unit", "around"),
+    [
+        pytest.param("[]", "[%s]", id="lists"),
+        pytest.param("[[[[0]]]]", "[%s]", id="lists-in-lists"),
+        pytest.param("{}", "[%s]", id="mappings"),
+        pytest.param('{"a":0.5}', "[%s]", id="mappings-of-one"),
+        pytest.param('{"a":{"b":{}}}', "[%s]", id="mappings-in-mappings"),
+        pytest.param("0.5", "[%s]", id="numbers"),
+        pytest.param('"ab"', "[%s]", id="texts"),
+        pytest.param('"\\ud83d\\ude00"', "[%s]", id="wide-texts"),
+        pytest.param('"%x":0.5', "{%s}", id="keys"),
+        pytest.param('"%x\\"a":0.5', "{%s}", id="keys-with-an-escape"),
+        pytest.param('{"%x":1000}', "[%s]", id="mappings-of-one-key"),
+        pytest.param("null", "[%s]", id="nothing"),
+    ],
+)
+def test_json_that_is_parsed_takes_no_more_than_it_may(
+    unit: str, around: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plain_json, "_ANYWAY", 4 << 20)
+
+    def written(count: int) -> bytes:
+        units = (unit % n if "%" in unit else unit for n in range(count))
+        return (around % ",".join(units)).encode()
+
+    fits, refused = 0, 600_000
+    while refused - fits > 1000:
+        count = (fits + refused) // 2
+        try:
+            plain_json.check_size(written(count))
+        except ValueError:
+            refused = count
+        else:
+            fits = count
+    text = written(fits)
+    tracemalloc.start()
+    try:
+        made = plain_json.loads(text)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(made) >= 1
+    assert most <= (4 << 20) + 3.5 * len(text) + 2 * len(text)
+    if unit != "null":  # Of which each is one object, and no text has too many.
+        with pytest.raises(ValueError, match="Expected JSON whose values take at most .* Received"):
+            plain_json.loads(written(600_000))
+
+
+@pytest.mark.pure
+def test_one_wide_character_does_not_make_a_long_text_four_times_as_large() -> None:
+    long = "a" * (70 << 20)
+    assert plain_json.loads(f'"{long}"'.encode()) == long
+    for wide in ("\\ud83d\\ude00", "\U0001f600"):
+        with pytest.raises(ValueError, match="values take at most"):
+            plain_json.loads(f'"{long}{wide}"'.encode())

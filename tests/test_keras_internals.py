@@ -255,3 +255,34 @@ def test_what_a_config_may_name_is_found_wherever_it_was_said() -> None:
         found = ki.known_objects({"Given": float})
     assert {"Scoped", "Given"} <= set(found)
     assert "Scoped" not in ki.known_objects(None)
+
+
+def test_keras_finds_by_a_bare_name_what_it_says_it_does() -> None:
+    from keras.src.saving import serialization_lib
+
+    from mlflow_ckpt.keras_internals import _names
+
+    assert set(serialization_lib.BUILTIN_MODULES) == _names.BUILTIN
+    own = ("Dense", "TFSMLayer", "ADAM", "glorot_uniform", "CosineDecay", "Functional", "my dog")
+    assert [ki.is_own_name(name) for name in own] == [True, False, True, True, True, True, False]
+    functions = ("relu", "mse", "mean_squared_error", "double")
+    assert [ki.is_own_function(name, {}) for name in functions] == [True, True, True, False]
+    assert ki.is_own_function("double", {"zoo>double": abs})
+
+
+def test_what_keras_describes_and_tries_out_counts_as_steps() -> None:
+    class Tried(keras.layers.Layer):
+        def call(self, x: Any) -> Any:
+            return x
+
+    x = keras.Input((4,))
+    init = keras.KerasTensor.__init__
+    with ki.bounded_variables(0, steps=3) as budget:
+        keras.ops.unstack(keras.Input((2,)), axis=1)
+        with pytest.raises(ValueError, match="over 3 tensors"):
+            keras.ops.relu(x)
+    assert budget.exceeded
+    with ki.bounded_variables(0, steps=9), pytest.raises(ValueError, match="over 9 tensors"):
+        Tried()(x)
+    assert keras.KerasTensor.__init__ is init
+    assert Tried()(x).shape == (None, 4)

@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 import stored
 from builders import Gan, NoConfig, Subclassed, data, fit, mlp, same
-from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 import mlflow_ckpt as ckpt
 from mlflow_ckpt import Every, MlflowCheckpoint
@@ -35,7 +34,7 @@ from mlflow_ckpt.errors import (
 )
 from mlflow_ckpt.fetched import Fetched
 from mlflow_ckpt.listing import COLUMNS
-from mlflow_ckpt.store import Store
+from mlflow_ckpt.store import Store, _bounded
 
 pytestmark = pytest.mark.backends
 
@@ -353,13 +352,13 @@ def test_a_local_store_is_read_in_place_and_a_download_leaves_it_whole(
     ckpt.download(run_id, "latest", tmp_path / "out")
     assert file.read_bytes() == before
     fetched: list[str] = []
-    real = LocalArtifactRepository.download_artifacts
+    real = _bounded.download
 
-    def counted(self: Any, artifact_path: str, **kwargs: Any) -> Any:
-        fetched.append(artifact_path)
-        return real(self, artifact_path, **kwargs)
+    def counted(repository: Any, path: str, *arguments: Any, **named: Any) -> None:
+        fetched.append(path)
+        real(repository, path, *arguments, **named)
 
-    monkeypatch.setattr(LocalArtifactRepository, "download_artifacts", counted)
+    monkeypatch.setattr(_bounded, "download", counted)
     assert same(ckpt.load_model(run_id), model)
     ckpt.load_weights(mlp(), run_id)
     assert set(fetched) == {"manifest.json"}

@@ -67,11 +67,60 @@ def entry(**changes: Any) -> dict[str, Any]:
         pytest.param(".", id="the-folder-itself"),
         pytest.param("a\0b", id="nul"),
         pytest.param("a\ud800", id="no-utf-8"),
+        pytest.param("./data/x", id="another-spelling"),
+        pytest.param("data//x", id="another-spelling-inside"),
+        pytest.param("data/./x", id="a-dot-inside"),
+        pytest.param("data/x/", id="a-slash-behind"),
+        pytest.param("./manifest.json", id="itself-in-another-spelling"),
+        pytest.param("a\nb", id="line-break"),
+        pytest.param("a\x1b[2Jb", id="escape"),
+        pytest.param("a\x85b", id="control-character-beyond-ascii"),
+        pytest.param("a" * 256, id="long-name"),
+        pytest.param("é" * 128, id="long-name-in-bytes"),
+        pytest.param("a/" * 512 + "a", id="long"),
+        pytest.param(7, id="number"),
     ],
 )
-def test_a_path_that_is_not_a_file_inside_is_refused(path: str) -> None:
-    with pytest.raises(ManifestError, match="Expected a relative path inside the checkpoint"):
+def test_a_path_that_is_not_a_file_inside_is_refused(path: object) -> None:
+    text = "Expected a relative path inside the checkpoint. Received: .* Take another checkpoint"
+    with pytest.raises(ManifestError, match=text):
         parse(entry(path=path))
+
+
+@pytest.mark.parametrize(
+    "path", ["a", "data/model.keras", "a" * 255, "a b", "ä/ß", "a:b/c:d"[2:], "x/c:d", ".hidden"]
+)
+def test_a_path_in_its_one_spelling_is_taken(path: str) -> None:
+    assert parse(entry(path=path)).files[0].path == path
+
+
+@pytest.mark.parametrize(
+    ("paths", "text"),
+    [
+        pytest.param(["a", "a"], "Expected each file once", id="twice"),
+        pytest.param(["a/B", "A/b"], "Expected each file once", id="without-case"),
+        pytest.param(["é", "e\u0301"], "Expected each file once", id="composed-and-decomposed"),
+        pytest.param(["straße", "STRASSE"], "Expected each file once", id="sharp-s"),
+        pytest.param([FILENAME], "and not manifest.json itself", id="itself"),
+        pytest.param(["Manifest.JSON"], "and not manifest.json itself", id="itself-in-capitals"),
+        pytest.param(["a", "a/b"], "a folder of another one", id="file-and-folder"),
+        pytest.param(["a/b/c", "a"], "a folder of another one", id="folder-and-file"),
+        pytest.param(["manifest.json/x"], "a folder of another one", id="itself-as-a-folder"),
+    ],
+)
+def test_two_paths_that_one_file_system_takes_for_one_are_refused(
+    paths: list[str], text: str
+) -> None:
+    files = [{"path": path, "size": 1, "digest": DIGEST} for path in paths]
+    with pytest.raises(ManifestError, match=text):
+        parse({**VALID, "files": files})
+
+
+def test_no_second_file_takes_the_place_of_one_that_was_verified() -> None:
+    for path in ("./data/x", "data//x", "DATA/X"):
+        files = [*VALID["files"], {"path": path, "size": 1, "digest": DIGEST}]
+        with pytest.raises(ManifestError):
+            parse({**VALID, "files": files})
 
 
 @pytest.mark.parametrize(
@@ -83,7 +132,33 @@ def test_a_path_that_is_not_a_file_inside_is_refused(path: str) -> None:
         pytest.param(entry(size=-1), id="size-negative"),
         pytest.param(entry(size="many"), id="size-word"),
         pytest.param(entry(size=float("inf")), id="size-infinite"),
-        pytest.param(entry(digest="md5:00"), id="digest-unknown"),
+        pytest.param(entry(size="12"), id="size-text"),
+        pytest.param(entry(size=12.0), id="size-float"),
+        pytest.param(entry(size=True), id="size-boolean"),
+        pytest.param(entry(size=2**53), id="size-beyond-json"),
+        pytest.param(entry(digest="blake3:"), id="digest-empty"),
+        pytest.param(entry(digest=DIGEST[:-1]), id="digest-short"),
+        pytest.param(entry(digest=f"{DIGEST}0"), id="digest-long"),
+        pytest.param(
+            entry(digest=DIGEST.upper().replace("BLAKE3", "blake3")), id="digest-capitals"
+        ),
+        pytest.param(entry(digest=f"{DIGEST[:-1]}g"), id="digest-no-hex"),
+        pytest.param(entry(digest="00"), id="digest-without-algorithm"),
+        pytest.param(entry(digest=["blake3"]), id="digest-list"),
+        pytest.param(entry(path="MLmodel", content="blake3:0"), id="content-short"),
+        pytest.param({**VALID, "format": 1.0}, id="format-float"),
+        pytest.param({**VALID, "format": 1}, id="format-integer"),
+        pytest.param({**VALID, "format": "1"}, id="format-without-minor"),
+        pytest.param({**VALID, "format": "01.0"}, id="format-padded"),
+        pytest.param({**VALID, "format": True}, id="format-boolean"),
+        pytest.param({**VALID, "checkpoint": [["epoch", 5]]}, id="checkpoint-list"),
+        pytest.param({**VALID, "checkpoint": {"epoch": "5"}}, id="epoch-text"),
+        pytest.param({**VALID, "checkpoint": {"step": -1}}, id="step-negative"),
+        pytest.param({**VALID, "checkpoint": {"series": None}}, id="series-null"),
+        pytest.param({**VALID, "checkpoint": {"metrics": {"a": [1]}}}, id="metric-list"),
+        pytest.param({**VALID, "checkpoint": {"monitor": 1}}, id="monitor-number"),
+        pytest.param({**VALID, "model": [["class", "M"]]}, id="model-list"),
+        pytest.param({**VALID, "versions": {"keras": 3}}, id="version-number"),
         pytest.param(b"", id="no-bytes"),
         pytest.param(b"\xff\xfe\xfa", id="no-text"),
         pytest.param(b"[" * 100_000, id="deep"),
@@ -189,10 +264,23 @@ def test_a_manifest_of_another_digest_is_not_even_parsed() -> None:
     assert (caught.value.path, caught.value.expected) == (FILENAME, DIGEST)
 
 
-@pytest.mark.parametrize("digest", ["", "blake3", "md5:00", ":00"])
+@pytest.mark.parametrize("digest", ["", "blake3", "blake3:", "blake3:00", ":00", "md5:", "\n:0"])
 def test_a_tag_that_is_no_digest_is_refused(digest: str) -> None:
-    with pytest.raises(IntegrityError, match="Expected"):
+    with pytest.raises(ManifestError, match="has no digest. Expected: one of .* Received: '"):
         Manifest.parse(json.dumps(VALID).encode(), digest=digest)
+
+
+UPGRADE = r"the algorithm 'blake4'.* reads up to 1\.x.*: upgrade with `pip install -U mlflow-ckpt`"
+
+
+@pytest.mark.parametrize("digest", ["blake4:00ff", f"blake4:{'0' * 64}", "blake4:AbC+/="])
+def test_a_digest_of_a_later_algorithm_is_no_damage(digest: str) -> None:
+    with pytest.raises(FormatTooNew, match=f"The checkpoint's manifest has .*{UPGRADE}"):
+        Manifest.parse(b'{"format": "2.0"}', digest=digest)
+    with pytest.raises(FormatTooNew, match=f"The file 'data/x' has .*{UPGRADE}"):
+        parse(entry(digest=digest))
+    with pytest.raises(FormatTooNew, match=f"The file 'MLmodel' has .*{UPGRADE}"):
+        parse(entry(path="MLmodel", content=digest))
 
 
 def test_each_algorithm_reads_files_and_bytes_alike(tmp_path: Path) -> None:

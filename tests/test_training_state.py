@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from mlflow_ckpt import state_schema
 from mlflow_ckpt import training_state as ts
 from mlflow_ckpt.errors import ConfigError, FormatTooNew, ManifestError
 
@@ -138,6 +139,34 @@ def test_a_newer_major_is_refused_whatever_it_holds(version: str, tmp_path: Path
     forge(tmp_path / "state.h5", b"[", version).close()
     with pytest.raises(FormatTooNew, match=rf"format {version} and .* up to 1\.x: upgrade with"):
         ts.read_tree(tmp_path / "state.h5")
+
+
+@pytest.mark.parametrize("libver", ["v110", "latest"])
+def test_a_newer_layout_is_no_damage(libver: str, tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "state.h5", "w", libver=libver) as file:
+        file.attrs["format"] = "2.0"
+    with pytest.raises(
+        FormatTooNew, match=rf"{ts.PATH} .*superblock of version [23].* upgrade with"
+    ):
+        ts.read_tree(tmp_path / "state.h5")
+
+
+def test_more_than_can_be_read_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = {"$type": "numbers", "values": np.zeros(301)}
+    several = {"a": {"it": [numbers]}, "b": ({"it": numbers},)}
+    ts.write(tmp_path / "fits.h5", several)
+    with monkeypatch.context() as patch:
+        patch.setattr(state_schema, "MOST_NUMBERS", 601)
+        with pytest.raises(ConfigError, match=r"larger than one .* 601 numbers.* 602.* NumPy"):
+            ts.write(tmp_path / "s.h5", several)
+        with pytest.raises(ManifestError, match=r"at most 601 numbers in lists. Received: 602"):
+            state_schema.check_numbers(ts.read_tree(tmp_path / "fits.h5"))
+    monkeypatch.setattr(ts, "_MOST", 1 << 20)
+    with pytest.raises(ConfigError, match="larger than one .* take at most 1048576 bytes.* NumPy"):
+        ts.write(tmp_path / "s.h5", {"a": [[]] * 20_000})
+    assert not (tmp_path / "s.h5").exists()
 
 
 def draws() -> list[Any]:

@@ -18,6 +18,7 @@ from mlflow_ckpt.keras_internals._epoch_logs import begin_with_logs, build_metri
 from mlflow_ckpt.keras_internals._exactness import Exactness
 from mlflow_ckpt.keras_internals._find import find_feed
 from mlflow_ckpt.keras_internals._loading import load_state, missing_seams, rebuild
+from mlflow_ckpt.keras_internals._names import is_own_function, is_own_name
 from mlflow_ckpt.keras_internals._place import finding_place
 from mlflow_ckpt.keras_internals._random import (
     on_gpu,
@@ -104,6 +105,8 @@ __all__ = [
     "has_variables",
     "is_like",
     "is_on_stack",
+    "is_own_function",
+    "is_own_name",
     "is_saveable",
     "is_stock",
     "is_tensor_type",

@@ -14,6 +14,7 @@ import contextlib
 import json
 import math
 import mmap
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -26,6 +27,7 @@ from keras.src.backend.common import global_state
 from keras.src.initializers.random_initializers import RandomInitializer
 
 from mlflow_ckpt.keras_internals import _variables
+from mlflow_ckpt.keras_internals._budget import Budget, bounded_steps, current
 
 # In bytes; below it, an initializer costs less than the detour.
 LARGE = 1 << 16
@@ -173,51 +175,24 @@ def deferred_values() -> Iterator[Deferred]:
             _here.deferred = outer
 
 
-class Budget:
-    """How many bytes of variables may be made.
-
-    Attributes:
-        exceeded: What asked for more, in words.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._made = 0
-        self.exceeded: str | None = None
-
-    def take(self, variable: Any) -> None:
-        """Count a new variable.
-
-        Raises:
-            ValueError: If it is too much; nothing is allocated then.
-        """
-        dtype = np.dtype(getattr(ml_dtypes, variable._dtype, variable._dtype))
-        self._made += math.prod(variable._shape) * dtype.itemsize
-        if self._made > self._limit:
-            self.exceeded = (
-                f"{variable.path!r} of shape {tuple(variable._shape)}, with which the model has "
-                f"{self._made} bytes of variables, where its weights file allows for {self._limit}"
-            )
-            raise ValueError(self.exceeded)
-
-
 @contextlib.contextmanager
-def bounded_variables(limit: int) -> Iterator[Budget]:
-    """Refuse, in this thread, to make variables of more than `limit` bytes together."""
-    budget, outer = Budget(limit), getattr(_here, "budget", None)
-    with _wrapped_variables():
-        _here.budget = budget
-        try:
-            yield budget
-        finally:
-            _here.budget = outer
+def bounded_variables(limit: int, steps: int = sys.maxsize) -> Iterator[Budget]:
+    """Refuse, in this thread, what a config asks for beyond what it is worth.
+
+    Args:
+        limit: Bytes of variables, together.
+        steps: Tensors that Keras may describe while it builds the model.
+    """
+    budget = Budget(limit, steps)
+    with _wrapped_variables(), bounded_steps(budget):
+        yield budget
 
 
 _really: Any = backend.Variable._initialize_with_initializer
 
 
 def _initialize(self: Any, initializer: Any) -> None:
-    budget: Budget | None = getattr(_here, "budget", None)
+    budget = current()
     if budget is not None:
         budget.take(self)
     deferred: Deferred | None = getattr(_here, "deferred", None)

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from mlflow_ckpt.attributes import Attributes
-from mlflow_ckpt.attributes import restore as restore_attributes
 from mlflow_ckpt.keras_internals._exactness import Exactness
 from mlflow_ckpt.keras_internals._feed import Feed
 
@@ -139,7 +138,9 @@ class PyDatasetFeed(Feed):
         if own["own"] is not None and self._own_methods:
             self._data.restore_checkpoint_state(own["own"])
         elif own["attributes"]:
-            restore_attributes(self._data, own["attributes"])
+            names = ", ".join(self._attributes.put(own["attributes"]))
+            if names:
+                self._misplaced = f"{type(self._data).__name__}.{names} cannot be given back"
 
     def resume(self, state: Mapping[str, Any], batch: int) -> None:
         # Workers begin to read before the dataset hears of the epoch.

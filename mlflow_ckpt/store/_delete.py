@@ -30,7 +30,7 @@ _logger = logging.getLogger("mlflow_ckpt")
 
 State = Literal["true", "corrupt", "deleting"]
 
-_NO_TAG = "ckpt.none"  # that nothing has
+_NO_TAG = "no-such-tag"
 
 
 def drop_unfinished(
@@ -115,7 +115,9 @@ class Deleter:
         if self._is_held(checkpoint):
             self._show(checkpoint, was)
             return False
-        left = self._forbidden(checkpoint) or remove(self._connection, checkpoint.model_id, checkpoint.artifact_uri)
+        left = self._forbidden(checkpoint) or remove(
+            self._connection, checkpoint.model_id, checkpoint.artifact_uri
+        )
         if left is None:
             self._prove(checkpoint)
             return True
