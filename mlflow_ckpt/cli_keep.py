@@ -14,6 +14,7 @@ from mlflow_ckpt.cli_options import (
     run_id_argument,
     uri_option,
 )
+from mlflow_ckpt.errors import CheckpointError
 
 _COUNT = click.IntRange(min=1)
 
@@ -131,10 +132,17 @@ def gc(
         deleted_runs=deleted_runs, pinned=pinned, undelivered=undelivered, dry_run=dry_run
     )
     found: list[orphans.Orphan] = []
-    try:
-        found.extend(collector.collect(experiment, spool))
-    finally:  # What is gone is gone, whatever came then.
+
+    def show() -> None:
         if as_json:
             echo_json([each.to_dict() for each in found])
         else:
             keep_report.print_collected(found, dry_run=dry_run)
+
+    try:
+        found.extend(collector.collect(experiment, spool))
+    except CheckpointError:
+        if found:  # What is gone is gone, whatever came then.
+            show()
+        raise
+    show()

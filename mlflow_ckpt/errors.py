@@ -33,6 +33,7 @@ what was received and what to do next.
     ├── SpoolError (OSError)                    the local spool cannot be used
     └── StoreError (RuntimeError)
         ├── ServerAway (ConnectionError)        what is asked for may be answered later
+        │   └── ArtifactsMissing                nothing is where the artifacts were
         ├── UnsupportedStore
         └── SaveFailed
             └── SnapshotTorn
@@ -44,6 +45,7 @@ from typing import Any
 
 __all__ = [
     "ArchitectureMissing",
+    "ArtifactsMissing",
     "CheckpointError",
     "CheckpointNotFound",
     "ConfigError",
@@ -235,6 +237,13 @@ class ServerAway(ConnectionError, StoreError):  # OSError's __new__ must come fi
     """The tracking server or the artifact store does not answer, or answers with a 5xx or 429.
 
     What was to be written waits in the spool, and is delivered when it answers again.
+    """
+
+
+class ArtifactsMissing(ServerAway):
+    """Nothing of a run is where its artifacts were stored: that store is not visible from here.
+
+    A disk may not be mounted, or the folder may be one of another machine.
     """
 
 

@@ -18,8 +18,9 @@ is asked again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+import errno
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from typing import BinaryIO, TypeVar, cast
 
 from mlflow_ckpt.card_content import CARD
 from mlflow_ckpt.errors import FormatTooNew, IntegrityError, StoreError
-from mlflow_ckpt.manifest import FileEntry, Manifest
+from mlflow_ckpt.manifest import Manifest
 from mlflow_ckpt.parcel import manifest_of
 from mlflow_ckpt.record import Checkpoint, Run, Series, Skipped
 from mlflow_ckpt.resolver import choose_series, find
@@ -40,6 +41,11 @@ Value = TypeVar("Value")
 
 # How often a checkpoint may be deleted under a reader before that is an error.
 _DELETED_MEANWHILE = 20
+_DISK_FAULTS = frozenset({errno.EIO, errno.EBADMSG, getattr(errno, "EUCLEAN", errno.EIO)})
+
+
+class UnreadableCopy(IntegrityError):
+    """A copy on this machine that its disk does not give back; another reading may."""
 
 
 class Fetched:
@@ -74,12 +80,14 @@ class Fetched:
             self.files: Mapping[str, BinaryIO]
             if checkpoint.local is not None:
                 self.path = checkpoint.local
-                self.manifest = manifest_of(checkpoint.local, checkpoint.digest)
+                with _of_this_disk(checkpoint.local):
+                    self.manifest = manifest_of(checkpoint.local, checkpoint.digest)
                 entries = [e for path in wanted if (e := self.manifest.entry(path))]
-                self.files = {
-                    entry.path: undo.enter_context(_opened(entry, checkpoint.local))
-                    for entry in entries
-                }
+                with _of_this_disk(checkpoint.local):
+                    self.files = {
+                        entry.path: undo.enter_context(entry.open(checkpoint.local))
+                        for entry in entries
+                    }
                 self._close = undo.pop_all()
                 return
             self.path = Path(undo.enter_context(TemporaryDirectory(prefix="mlflow-ckpt-")))
@@ -102,12 +110,15 @@ class Fetched:
         self._close.close()
 
 
-def _opened(entry: FileEntry, folder: Path) -> BinaryIO:
-    """Open a file of a copy on this machine: one that its disk gives back no more is damaged."""
+@contextmanager
+def _of_this_disk(folder: Path) -> Iterator[None]:
+    """What a disk says it cannot give back is damaged; anything else may pass."""
     try:
-        return entry.open(folder)
+        yield
     except OSError as error:
-        raise IntegrityError(f"{entry.path} cannot be read at {folder}: {error}") from error
+        if error.errno not in _DISK_FAULTS:
+            raise
+        raise UnreadableCopy(f"The copy at {folder} cannot be read: {error}") from error
 
 
 def fetched(

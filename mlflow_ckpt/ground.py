@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from mlflow_ckpt import formats, parcel, training_state
 from mlflow_ckpt.entry import Entry
 from mlflow_ckpt.errors import IntegrityError, ServerAway
-from mlflow_ckpt.fetched import Fetched, brief, pass_over
+from mlflow_ckpt.fetched import Fetched, UnreadableCopy, brief, pass_over
 from mlflow_ckpt.journal import Journal
 from mlflow_ckpt.record import Checkpoint, Run, Series, Skipped
 from mlflow_ckpt.say import say
@@ -78,7 +78,8 @@ class Ground:
     def pass_over(self, checkpoint: Checkpoint, series: Series, damage: IntegrityError) -> None:
         """Skip a damaged checkpoint: no later look at this ground finds it.
 
-        One that lies on this machine goes from here. The server's is read next, if it has it.
+        One that lies on this machine goes from here, unless only its disk does not give it back.
+        The server's is read next, if it has it.
         What was deleted meanwhile is no damage.
         """
         if checkpoint.local is not None:
@@ -87,7 +88,10 @@ class Ground:
                 model_id=checkpoint.model_id,
                 reason=f"on this machine, {brief(damage)}",
             )
-            self._drop(checkpoint.entry)
+            if isinstance(damage, UnreadableCopy):
+                self._bad.add(checkpoint.entry)  # It may be the only one: its files stay.
+            else:
+                self._drop(checkpoint.entry)
         else:
             self._bad.add(checkpoint.model_id)
             if self.store.reread(checkpoint, series) is None:
@@ -99,7 +103,7 @@ class Ground:
     def resume_point(self, series: Series) -> Checkpoint | None:
         """The newest checkpoint that a `fit` wrote, here or on the server; see `pass_over`."""
         there = None if self.away else self._there(series)
-        while (found := _newest(self.journal, self.run.run_id)) is not None:
+        while (found := _newest(self.journal, self.run.run_id, self._bad)) is not None:
             entry, here = found
             if there is not None and there.step > here.step:
                 break
@@ -258,12 +262,16 @@ def standing_here(folder: Path, run_id: str) -> dict[str, int]:
     return {journal.path.name: newest[1].step for journal, newest in found if newest}
 
 
-def _newest(journal: Journal, run_id: str) -> tuple[Entry, Checkpoint] | None:
+def _newest(
+    journal: Journal, run_id: str, bad: Container[str] = ()
+) -> tuple[Entry, Checkpoint] | None:
     copy = journal.copy()
     here = [
         (entry, checkpoint)
         for entry in [*([copy] if copy else []), *journal.checkpoints()]
-        if not entry.dropped and (checkpoint := _checkpoint(run_id, entry)).kind in _RESUME_KINDS
+        if not entry.dropped
+        and entry.uid not in bad
+        and (checkpoint := _checkpoint(run_id, entry)).kind in _RESUME_KINDS
     ]
     return max(here, key=lambda pair: pair[1].step, default=None)
 

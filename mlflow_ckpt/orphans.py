@@ -11,12 +11,12 @@ A run that is deleted can be restored until `mlflow gc`; its checkpoints go only
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mlflow_ckpt.errors import SpoolError
+from mlflow_ckpt.errors import ArtifactsMissing, SpoolError, StoreError
 from mlflow_ckpt.journal import Journal
 from mlflow_ckpt.spool import Spool, destroy, journals
 from mlflow_ckpt.store import Store, Trace, portable_uri
@@ -119,11 +119,16 @@ class Collector:
 
     def _begun(self, trace: Trace) -> Orphan:
         """A deletion that somebody has begun and not ended, of a run that is there."""
-        return self._removed(trace, "")
+        return self._removed(trace, "", self._upkeep.finish)
 
-    def _removed(self, trace: Trace, why: str) -> Orphan:
+    def _removed(
+        self, trace: Trace, why: str, remove: Callable[[Trace], str | None] | None = None
+    ) -> Orphan:
         if not why and not self._dry_run:
-            why = self._upkeep.remove(trace) or ""
+            try:
+                why = (remove or self._upkeep.remove)(trace) or ""
+            except ArtifactsMissing as error:
+                why = f"{error} Its record alone goes with MlflowClient.delete_logged_model."
         return Orphan(
             kind="checkpoint",
             run_id=trace.run_id,
@@ -137,16 +142,26 @@ class Collector:
     def _holds(self, trace: Trace) -> Iterator[Orphan]:
         for fork in trace.forks:
             if self._is_gone(fork, trace.experiment_id):
-                if not self._dry_run:
-                    self._upkeep.release_fork(trace.model_id, fork)
+                why = "" if self._dry_run else self._released(trace, fork)
                 yield Orphan(
                     kind="hold",
                     run_id=fork,
                     name=trace.name,
                     where=trace.artifact_uri,
                     bytes=0,
-                    gone=True,
+                    gone=not why,
+                    why=why,
                 )
+
+    def _released(self, trace: Trace, fork: str) -> str:
+        """Take the hold of a fork away; why it stays, or nothing."""
+        try:
+            self._upkeep.release_fork(trace.model_id, fork)
+        except ConnectionError:
+            raise
+        except StoreError as error:
+            return str(error)
+        return ""
 
     def _journals(self, folder: Path) -> Iterator[Orphan]:
         here = portable_uri(self._store.uri)

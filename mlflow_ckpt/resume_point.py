@@ -60,7 +60,7 @@ def _refuse_to_begin_anew(ground: Ground, series: Series) -> None:
             f"Expected a checkpoint of the series {series.name!r} of run {run_id} to continue "
             f"from. Received: only ones that are marked as corrupt: {names}. Put their files back "
             f"and type `mlflow-ckpt verify {run_id}`, which lifts the mark; or type "
-            f"`mlflow-ckpt prune {run_id} --corrupt` to begin the series anew."
+            f"`mlflow-ckpt prune {run_id} --corrupt` to begin the series anew, or start a new run."
         )
 
 

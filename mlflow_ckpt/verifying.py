@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from mlflow_ckpt.card_content import CARD
 from mlflow_ckpt.errors import (
+    ArtifactsMissing,
     DigestMismatch,
     FormatTooNew,
     IntegrityError,
@@ -196,9 +197,9 @@ def _judge(store: Store, checkpoint: Checkpoint, *, was_bad: bool, mark: bool) -
     except FormatTooNew as error:
         fault = Fault(path=FILENAME, expected="a format that is known", found=str(error))
         return _verdict(checkpoint, "unreadable", (fault,))
-    except ConnectionError:
-        raise
     except StoreError as error:
+        if isinstance(error, ConnectionError) and not isinstance(error, ArtifactsMissing):
+            raise
         fault = Fault(path="files", expected="files that can be read", found=str(error))
         return _verdict(checkpoint, "unreadable", (fault,))
     marked = False

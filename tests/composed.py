@@ -23,6 +23,9 @@ from wire import hold
 
 FILE = Path(__file__).parents[1] / "docs" / "compose.yaml"
 NAME = "127.0.0.1"
+_OF_THE_FILE = {
+    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "MLFLOW_S3_ENDPOINT_URL"
+}  # fmt: skip
 _OWN = ("--host=", "--port=", "--workers=")  # arguments that ServerProcess gives
 
 
@@ -72,7 +75,8 @@ class Composed:
         self._hosts = {
             "database:5432/mlflow": f"{place}/{self._database}",
             "objects:8333": self.s3.environment["MLFLOW_S3_ENDPOINT_URL"].removeprefix("http://"),
-            ":5000": f":{port}",
+            "localhost:5000": f"localhost:{port}",
+            f"{NAME}:5000": f"{NAME}:{port}",
         }
         password = re.search(r":([0-9a-f]+)@", self._postgres.uri)
         assert password is not None
@@ -96,7 +100,7 @@ class Composed:
             subprocess.run(
                 [self._filled(part) for part in service["command"]],
                 check=True,
-                env=os.environ | self.s3.environment | self._environment(service),
+                env=os.environ | self._environment(service),
                 stdin=subprocess.DEVNULL,
             )
 
@@ -116,7 +120,9 @@ class Composed:
             store=environment.pop("MLFLOW_BACKEND_STORE_URI"),
             workers=workers(),
             options=[part for part in command[2:] if not part.startswith(_OWN)],
-            environment=self.s3.environment | environment | {"MLFLOW_AUTH_CONFIG_PATH": str(path)},
+            environment={k: v for k, v in self.s3.environment.items() if k not in _OF_THE_FILE}
+            | environment
+            | {"MLFLOW_AUTH_CONFIG_PATH": str(path)},
         )
 
     def _environment(self, service: Mapping[str, Any]) -> dict[str, str]:
@@ -126,5 +132,5 @@ class Composed:
         """With the values and the hosts of this run."""
         filled = re.sub(r"\$\{(\w+):\?\}", lambda found: self._values[found[1]], text)
         for there, here in self._hosts.items():
-            filled = filled.replace(there, here)
+            filled = re.sub(rf"\b{re.escape(there)}\b", here, filled)
         return filled

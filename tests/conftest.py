@@ -25,7 +25,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from mlflow_ckpt import resume, saving
-from mlflow_ckpt.store import _delete
+from mlflow_ckpt.store import _deleter
 
 
 @event.listens_for(Engine, "connect")
@@ -112,7 +112,7 @@ def tracking(
     for name, value in backend.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
-    _delete._said.clear()
+    _deleter._said.clear()
     uri = backend.uri_in(tmp_path)
     mlflow.set_tracking_uri(uri)
     mlflow.set_experiment(experiment_id=backend.new_experiment(request.node.originalname, tmp_path))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import keras
 import mlflow
 import pytest
 import stored
+from backends import BasicAuth, as_user
 from builders import fit, mlp
 from calling import Cli
 from mlflow import MlflowClient
@@ -23,9 +26,9 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 import mlflow_ckpt as ckpt
 from mlflow_ckpt import Keep, MlflowCheckpoint
 from mlflow_ckpt.errors import CheckpointNotFound, ResumeError
-from mlflow_ckpt.orphans import Collector
+from mlflow_ckpt.orphans import Collector, Orphan
 from mlflow_ckpt.record import Checkpoint
-from mlflow_ckpt.store import Store, _delete
+from mlflow_ckpt.store import Store, Upkeep, _delete
 
 
 def trained(epochs: int = 4, run_id: str | None = None, keep: Keep | None = None) -> str:
@@ -53,14 +56,16 @@ class Refused(LocalArtifactRepository):
         raise PermissionError("no permission to delete")
 
 
-def nothing_goes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files and records may not be deleted by this user."""
+def nothing_goes(monkeypatch: pytest.MonkeyPatch, *, asked: bool = True) -> None:
+    """Files and records may not be deleted by this user, who is told so when asking."""
 
     def refuse(*_: Any, **__: Any) -> None:
         raise MlflowException("not for you", error_code=PERMISSION_DENIED)
 
     monkeypatch.setattr(LocalArtifactRepository, "delete_artifacts", Refused.delete_artifacts)
     monkeypatch.setattr(MlflowClient, "delete_logged_model", refuse)
+    if asked:
+        monkeypatch.setattr(MlflowClient, "delete_logged_model_tag", refuse)
 
 
 # --- two that meet ------------------------------------------------------------
@@ -73,14 +78,14 @@ def test_what_is_held_while_others_are_deleted_stays(monkeypatch: pytest.MonkeyP
     versions = {e: ckpt.resolve(run_id, f"epoch={e}") for e in (tagged, sourced)}
     real, done = _delete.remove, []
 
-    def hold_others(*arguments: Any) -> Any:
+    def hold_others(*arguments: Any, **named: Any) -> Any:
         if not done:
             done.append(True)
             ckpt.pin(run_id, f"epoch={pinned}")
             mlflow.register_model(versions[tagged].uri, "tagged")
             register_files(versions[sourced], "sourced")
             ckpt.fork(run_id, f"epoch={forked}")
-        return real(*arguments)
+        return real(*arguments, **named)
 
     monkeypatch.setattr(_delete, "remove", hold_others)
     ckpt.prune(run_id, Keep(last=1))
@@ -92,17 +97,17 @@ def test_who_pins_what_is_being_deleted_is_told(monkeypatch: pytest.MonkeyPatch)
     run_id = trained(2, keep=Keep(last=5))
     first, real, said = ckpt.resolve(run_id, "epoch=1"), _delete.remove, []
 
-    def pin_late(*arguments: Any) -> Any:
+    def pin_late(*arguments: Any, **named: Any) -> Any:
         try:
             Store().upkeep.pin(first)
         except CheckpointNotFound as error:
             said.append(str(error))
-        return real(*arguments)
+        return real(*arguments, **named)
 
     monkeypatch.setattr(_delete, "remove", pin_late)
     Store().delete([first])
     assert "ckpt-0001-00000002" in said[0]
-    assert "has just been deleted" in said[0]
+    assert "is being deleted at this moment" in said[0]
 
 
 def test_a_fork_of_what_is_deleted_meanwhile_is_whole(
@@ -156,16 +161,19 @@ def test_an_end_state_that_was_registered_by_its_files_stays() -> None:
 # --- who may not, and what stops half-way -------------------------------------
 
 
-@pytest.mark.parametrize("was", ["deleting", "corrupt"])
+@pytest.mark.parametrize("asked", [True, False], ids=["denied-at-once", "denied-late"])
+@pytest.mark.parametrize(
+    ("was", "how"), [("deleting", ("--last", "1")), ("corrupt", ("--corrupt",))]
+)
 def test_what_may_not_be_deleted_is_not_brought_back(
-    was: str, monkeypatch: pytest.MonkeyPatch, call: Cli
+    asked: bool, was: str, how: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, call: Cli
 ) -> None:
     run_id = trained(3)
     last = ckpt.resolve(run_id)
     stored.delete(last, "data/model.keras")
-    nothing_goes(monkeypatch)
+    nothing_goes(monkeypatch, asked=asked)
     MlflowClient().set_logged_model_tags(last.model_id, {"ckpt.complete": was})
-    assert call("prune", run_id, "--corrupt", "--last", "1").code == 0
+    assert call("prune", run_id, *how).code == 0
     assert state(last) == was
     assert ckpt.load_weights(mlp(), run_id, "latest").epoch == 2
 
@@ -268,3 +276,82 @@ def test_a_fork_that_was_killed_is_refused_and_can_be_removed(tracking: str) -> 
     kinds = [(each.kind, each.gone) for each in Collector(deleted_runs=True).collect("tests")]
     assert sorted(kinds) == [("checkpoint", True), ("hold", True)]
     assert ckpt.resolve(parent, "epoch=1@tune").held == ()
+
+
+# --- gc -----------------------------------------------------------------------
+
+
+def gone(found: Iterable[Orphan]) -> dict[str, bool]:
+    return {orphan.name: orphan.gone for orphan in found}
+
+
+def test_gc_brings_back_what_is_held_and_was_only_hidden() -> None:
+    run_id = trained(3)
+    held, free = (ckpt.resolve(run_id, f"epoch={epoch}") for epoch in (1, 2))
+    ckpt.pin(run_id, "epoch=1")
+    for each in (held, free):
+        MlflowClient().set_logged_model_tags(each.model_id, {"ckpt.complete": "deleting"})
+    assert gone(Collector().collect("tests")) == {held.name: False, free.name: True}
+    assert epochs(run_id) == [1, 3]
+
+
+def test_gc_deletes_nothing_that_was_given_back_since_it_looked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run_id = trained(2)
+    first = ckpt.resolve(run_id, "epoch=1")
+    MlflowClient().set_logged_model_tags(first.model_id, {"ckpt.complete": "deleting"})
+    real = Upkeep.of_experiments
+
+    def then_given_back(self: Upkeep, *arguments: Any) -> Any:
+        found = real(self, *arguments)
+        MlflowClient().set_logged_model_tags(first.model_id, {"ckpt.complete": "true"})
+        return found
+
+    monkeypatch.setattr(Upkeep, "of_experiments", then_given_back)
+    assert gone(Collector().collect("tests")) == {first.name: False}
+    assert epochs(run_id) == [1, 2]
+
+
+def test_gc_by_who_may_not_delete_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id = trained(2)
+    mlflow.delete_run(run_id)
+    with monkeypatch.context() as patch:
+        nothing_goes(patch)
+        found = list(Collector(deleted_runs=True).collect("tests"))
+    assert [orphan.gone for orphan in found] == [False, False]
+    MlflowClient().restore_run(run_id)
+    assert epochs(run_id) == [1, 2]
+
+
+def test_a_hidden_one_of_which_nothing_is_there_holds_no_delivery_up(tmp_path: Path) -> None:
+    run_id = trained(2)
+    first = ckpt.resolve(run_id, "epoch=1")
+    for path in stored.listing(first):
+        stored.delete(first, path)
+    tags = {"ckpt.complete": "deleting", "ckpt.pinned": "true"}
+    MlflowClient().set_logged_model_tags(first.model_id, tags)
+    shutil.rmtree(tmp_path / "artifacts" / run_id)
+    ckpt.prune(run_id, Keep(last=1))
+    assert state(first) == "deleting"
+
+
+@pytest.mark.backends("basic-auth", quick=True)
+def test_a_user_collects_after_mlflow_gc(backend: BasicAuth, call: Cli) -> None:
+    run_id = trained(2)
+    experiment = mlflow.get_run(run_id).info.experiment_id
+    name = MlflowClient().get_experiment(experiment).name
+    reader = backend.permitted(run_id, "READ")
+    mlflow.delete_run(run_id)
+    with as_user(reader):
+        found = call("gc", "--experiment", name, "--deleted-runs", "--json")
+        assert (found.code, [each["gone"] for each in found.json()]) == (0, [False, False])
+    database = f"sqlite:///{backend.folder / 'mlflow.db'}"
+    command = [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", database]
+    command += ["--run-ids", run_id, "--artifacts-destination", str(backend.folder / "served")]
+    user = os.environ | backend.admin | {"MLFLOW_TRACKING_URI": backend.uri}
+    subprocess.run(command, check=True, capture_output=True, env=user)
+    assert len(MlflowClient().search_logged_models([experiment])) == 2
+    done = call("gc", "--experiment", name, "--json")
+    assert (done.code, [each["gone"] for each in done.json()]) == (0, [True, True])
+    assert MlflowClient().search_logged_models([experiment]) == []

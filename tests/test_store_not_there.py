@@ -18,8 +18,9 @@ from mlflow import MlflowClient
 
 import mlflow_ckpt as ckpt
 from mlflow_ckpt import Keep, MlflowCheckpoint, below
-from mlflow_ckpt.errors import IntegrityError, ServerAway, StoreError
+from mlflow_ckpt.errors import ArtifactsMissing, IntegrityError, StoreError
 from mlflow_ckpt.orphans import Collector
+from mlflow_ckpt.spool import Spool, journals
 
 Forget = Callable[[], None]
 
@@ -30,10 +31,24 @@ def trained(epochs: int = 3) -> str:
     return str(run.info.run_id)
 
 
-def train_on(run_id: str, epochs: int) -> list[int]:
+class Begun(keras.callbacks.Callback):
+    """Which epochs were really begun: `History` has those before a resume too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.epochs: list[int] = []
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.epochs.append(epoch + 1)
+
+
+def train_on(run_id: str, epochs: int, **options: Any) -> list[int]:
+    """Continue the run; returns the epochs that were trained, from 1."""
     keras.utils.set_random_seed(11)
+    begun = Begun()
     with mlflow.start_run(run_id=run_id):
-        return list(fit(mlp(), MlflowCheckpoint(keep=None), epochs=epochs).epoch)
+        fit(mlp(), begun, MlflowCheckpoint(**{"keep": None} | options), epochs=epochs)
+    return begun.epochs
 
 
 def states(run_id: str) -> list[str]:
@@ -76,17 +91,18 @@ def test_nothing_is_marked_deleted_or_trained_anew(
             lambda: ckpt.load_model(run_id),
             lambda: ckpt.load_model(run_id, "epoch=2"),
             lambda: ckpt.download(run_id, "latest", tmp_path / "out"),
-            lambda: ckpt.verify(run_id),
             lambda: train_on(run_id, 4),
             lambda: ckpt.prune(run_id, Keep(last=1)),
         ):
-            with pytest.raises(ServerAway, match="A disk may not be mounted"):
+            with pytest.raises(ArtifactsMissing, match="A disk may not be mounted"):
                 use()
         done = call("verify", run_id, "--json")
-        assert (done.code, done.json()["ok"], done.json()["verdicts"]) == (1, False, [])
-        assert "A disk may not be mounted" in done.json()["error"]
+        assert (done.code, done.json()["ok"]) == (1, False)
+        found = done.json()["verdicts"]
+        assert {v["state"] for v in found} == {"unreadable"}
+        assert all("A disk may not be mounted" in v["faults"][0]["found"] for v in found)
     assert set(states(run_id)) <= {"true", "deleting"}
-    assert train_on(run_id, 4) == [0, 1, 2, 3]
+    assert train_on(run_id, 4) == [4]
     assert len(history(run_id)["loss"]) == 4
     assert ckpt.verify(run_id).ok
 
@@ -95,11 +111,53 @@ def test_what_runs_that_are_gone_left_is_not_forgotten(tmp_path: Path) -> None:
     run_id = trained(1)
     files = Path(ckpt.resolve(run_id).artifact_uri.removeprefix("file://"))
     mlflow.delete_run(run_id)
-    with unmounted(tmp_path / "artifacts"), pytest.raises(ServerAway):
-        list(Collector(deleted_runs=True).collect("tests"))
+    with unmounted(tmp_path / "artifacts"):
+        (left,) = Collector(deleted_runs=True).collect("tests")
+    assert not left.gone
+    assert "A disk may not be mounted" in left.why
     assert files.exists()
     assert [o.gone for o in Collector(deleted_runs=True).collect("tests")] == [True]
     assert not files.parent.exists()
+
+
+def test_a_resume_from_this_machine_begins_no_second_store(
+    tmp_path: Path, call: Cli, another_process: Forget
+) -> None:
+    """What it trains waits in the spool; nothing is laid where the disk should be."""
+    run_id = trained()
+    another_process()
+    with unmounted(tmp_path / "artifacts"):
+        keep, spool = Keep(last=1), Spool(drain_timeout=2)
+        assert train_on(run_id, 5, keep=keep, spool=spool) == [4, 5]
+        assert list((tmp_path / "artifacts").iterdir()) == []
+    assert states(run_id).count("true") == 3
+    another_process()
+    assert call("sync", run_id).code == 0
+    assert ckpt.resolve(run_id).epoch == 5
+    assert ckpt.verify(run_id).ok
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_copy_that_its_disk_does_not_give_back_stays(
+    waits: bool, monkeypatch: pytest.MonkeyPatch, another_process: Forget, tmp_path: Path
+) -> None:
+    run_id = trained(2)
+    another_process()
+    journal = next(journals(tmp_path / "spool"))
+    real = below.open_below
+
+    def failing(root: Path, path: str) -> Any:
+        if "spool" in str(root) and path == "state/training_state.h5":
+            raise OSError(errno.EIO if waits else errno.EMFILE, "not now")
+        return real(root, path)
+
+    monkeypatch.setattr("mlflow_ckpt.manifest.open_below", failing)
+    if waits:
+        assert train_on(run_id, 3) == [3]
+    else:
+        with pytest.raises(OSError, match="not now"):
+            train_on(run_id, 3)
+        assert journal.copy() is not None
 
 
 def test_a_series_of_which_everything_is_corrupt_is_not_begun_anew(
@@ -117,7 +175,7 @@ def test_a_series_of_which_everything_is_corrupt_is_not_begun_anew(
     stored.write(found[0], "data/model.keras", whole[found[0].model_id])
     assert call("verify", run_id).code == 1
     assert ckpt.resolve(run_id).epoch == 1
-    assert train_on(run_id, 3) == [0, 1, 2]
+    assert train_on(run_id, 3) == [2, 3]
     assert call("prune", run_id, "--corrupt").code == 0
     assert call("verify", run_id).code == 0
 

@@ -21,7 +21,8 @@ from mlflow_ckpt.store._connection import now_ms, use_tracking_uri
 from mlflow_ckpt.store._connection import portable as portable_uri
 from mlflow_ckpt.store._fork import Logged
 from mlflow_ckpt.store._store import Store
-from mlflow_ckpt.store._upkeep import Trace, Upkeep
+from mlflow_ckpt.store._trace import Trace
+from mlflow_ckpt.store._upkeep import Upkeep
 
 __all__ = [
     "Commit",

@@ -21,8 +21,9 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from mlflow_ckpt.durable import link_or_copy, sync
-from mlflow_ckpt.errors import SaveFailed, ServerAway
+from mlflow_ckpt.errors import ArtifactsMissing, SaveFailed, ServerAway
 from mlflow_ckpt.record import COMPLETE_TAG, Position, Run
+from mlflow_ckpt.store import _files
 from mlflow_ckpt.store._connection import Connection
 from mlflow_ckpt.store._faults import advice, is_away, is_denied
 
@@ -32,6 +33,7 @@ class Draft:
     """A checkpoint on its way to the artifact store.
 
     Attributes:
+        uri: Tracking URI.
         run, position: Whose it is.
         directory: Where its files are; they stay there.
         model: The pending LoggedModel.
@@ -39,6 +41,7 @@ class Draft:
         place: Where a local artifact store keeps them; `None` if it is not one.
     """
 
+    uri: str
     run: Run
     position: Position
     directory: Path
@@ -57,8 +60,13 @@ class Draft:
 
         Raises:
             ServerAway: If the store does not answer, or has not got everything.
+            ArtifactsMissing: If a local one has nothing of the run: every series has a file of
+                its own there before its first checkpoint.
         """
         if self.place is not None:
+            where = self.model.artifact_location
+            if not _files.is_there(self.uri, where, self.run.run_id):
+                raise ArtifactsMissing(_files.nothing_there(where))
             _lay(self.directory, self.place, sizes)
             return
         try:
@@ -133,6 +141,7 @@ def open_draft(
     # A subclass may do more than keep files: it gets them handed over.
     plain = type(repository) is LocalArtifactRepository
     return Draft(
+        uri=connection.uri,
         run=run,
         position=position,
         directory=directory,

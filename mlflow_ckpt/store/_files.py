@@ -9,11 +9,13 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
+from mlflow.entities import FileInfo
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from mlflow_ckpt.errors import (
+    ArtifactsMissing,
     CheckpointError,
     DigestMismatch,
     IntegrityError,
@@ -33,7 +35,7 @@ def manifest(uri: str, checkpoint: Checkpoint, directory: Path) -> Manifest:
 
     Raises:
         DigestMismatch: If it is missing or not the committed one.
-        ServerAway: If nothing is there where the experiment's files should be.
+        ArtifactsMissing: If nothing of the run is where its artifacts should be.
         StoreError: If it is there and cannot be read.
     """
     with _judged(uri, checkpoint, FILENAME):
@@ -60,7 +62,7 @@ def fetch(
 
     Raises:
         DigestMismatch: If one is missing, or its size or digest differs.
-        ServerAway, StoreError: As `manifest`.
+        ArtifactsMissing, StoreError: As `manifest`.
     """
     with ExitStack() as undo:
         files: dict[str, BinaryIO] = {}
@@ -85,14 +87,29 @@ def lists_all(uri: str, checkpoint: Checkpoint) -> bool:
     try:
         with TemporaryDirectory(prefix="mlflow-ckpt-") as folder:
             expected = {entry.path for entry in manifest(uri, checkpoint, Path(folder)).files}
-    except IntegrityError:
+    except (ArtifactsMissing, IntegrityError):
         return False
-    repository = get_artifact_repository(checkpoint.artifact_uri, tracking_uri=uri)
     found = set[str]()
     for parent in {PurePosixPath(path).parent.as_posix() for path in expected}:
-        there = repository.list_artifacts(None if parent == "." else parent)
+        there = _listed(uri, checkpoint.artifact_uri, None if parent == "." else parent)
         found |= {info.path for info in there if not info.is_dir}
     return expected <= found
+
+
+def _listed(uri: str, where: str, folder: str | None = None) -> list[FileInfo]:
+    """What an artifact store lists.
+
+    Raises:
+        ServerAway, StoreError: If it does not answer, or refuses.
+    """
+    try:
+        found = get_artifact_repository(where, tracking_uri=uri).list_artifacts(folder)
+    except Exception as error:
+        text = f"Could not list what lies at {where}: {error}"
+        if is_denied(error):
+            raise StoreError(f"{text} {advice(error)}") from error
+        raise (ServerAway if is_away(error) else StoreError)(text) from error
+    return list(found)
 
 
 # --- is the store there at all? -----------------------------------------------
@@ -118,7 +135,7 @@ def is_there(uri: str, artifact_uri: str, run_id: str | None = None) -> bool:
     if place is None:
         return True
     where = place["root"] if run_id is None else f"{place['root']}/{run_id}/artifacts"
-    return bool(get_artifact_repository(where, tracking_uri=uri).list_artifacts())
+    return bool(_listed(uri, where))
 
 
 def nothing_there(artifact_uri: str) -> str:
@@ -138,7 +155,7 @@ def _judged(uri: str, checkpoint: Checkpoint, path: str) -> Iterator[None]:
     except DigestMismatch as error:
         is_missing = error.found.startswith(NO_FILE_FOUND)
         if is_missing and not is_there(uri, checkpoint.artifact_uri, checkpoint.run_id):
-            raise ServerAway(nothing_there(checkpoint.artifact_uri)) from error
+            raise ArtifactsMissing(nothing_there(checkpoint.artifact_uri)) from error
         raise
     except CheckpointError:
         raise

@@ -30,6 +30,7 @@ from mlflow_ckpt.selector import Mode
 from mlflow_ckpt.store import _commit, _connection, _delete, _files, _fork, _lease, _query
 from mlflow_ckpt.store._card import versions
 from mlflow_ckpt.store._connection import translated
+from mlflow_ckpt.store._deleter import Deleter, State, tell_that_it_may_be_registered
 from mlflow_ckpt.store._upkeep import Upkeep
 
 
@@ -61,8 +62,8 @@ class Store:
         return self._connection.client
 
     @cached_property
-    def _deleter(self) -> _delete.Deleter:
-        return _delete.Deleter(self._connection)
+    def _deleter(self) -> Deleter:
+        return Deleter(self._connection)
 
     @property
     def upkeep(self) -> Upkeep:
@@ -282,15 +283,13 @@ class Store:
         with translated("link checkpoints to the run"):
             _commit.link_missing(self._connection, run, {c.model_id: c.epoch for c in newest})
 
-    def delete(
-        self, checkpoints: Iterable[Checkpoint], was: _delete.State = "true"
-    ) -> list[Checkpoint]:
+    def delete(self, checkpoints: Iterable[Checkpoint], was: State = "true") -> list[Checkpoint]:
         """Delete checkpoints that nothing holds; see `_delete`. Returns what is gone."""
         return self._deleter.delete(checkpoints, was)
 
     def tell_that_it_may_be_registered(self, error: StoreError) -> None:
         """Say once in a process that checkpoints stay, because the registry cannot be asked."""
-        _delete.tell_that_it_may_be_registered(self._connection, error)
+        tell_that_it_may_be_registered(self._connection, error)
 
     # --- files ----------------------------------------------------------------
 

@@ -7,7 +7,6 @@ who may not delete the model.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from mlflow.entities import LoggedModel, ViewType
 from mlflow.exceptions import MlflowException
@@ -16,7 +15,6 @@ from mlflow_ckpt.errors import CheckpointNotFound, ManifestError, NotFound
 from mlflow_ckpt.record import (
     COMPLETE_TAG,
     FORK_TAG_PREFIX,
-    KIND_TAG,
     MODEL_TYPE,
     PINNED_TAG,
     REASON_TAG,
@@ -27,42 +25,12 @@ from mlflow_ckpt.record import (
 )
 from mlflow_ckpt.store import _delete, _query
 from mlflow_ckpt.store._connection import Connection, translated
+from mlflow_ckpt.store._deleter import Deleter
 from mlflow_ckpt.store._faults import is_denied
+from mlflow_ckpt.store._trace import Trace, trace_of
 
 _REASON_CHARACTERS = 1_000
 _PAGE = 100
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trace:
-    """A LoggedModel of this package, committed or not.
-
-    Attributes:
-        name, model_id, run_id, experiment_id: Its own, and those that it is of.
-        series, kind: As in `Position`, read from its tags.
-        state: Its tag `ckpt.complete`.
-        reason: Why it is corrupt, if it is.
-        step, epoch: As in `Position`; -1 if its tags do not say.
-        held: See `Checkpoint.held`.
-        forks: IDs of the runs that began at it, and hold it.
-        artifact_uri: Where its files lie.
-        bytes: Of its files, if it was committed; else 0.
-    """
-
-    name: str
-    model_id: str
-    run_id: str
-    experiment_id: str
-    series: str
-    kind: str
-    state: str
-    reason: str
-    step: int
-    epoch: int
-    held: tuple[str, ...]
-    forks: tuple[str, ...]
-    artifact_uri: str
-    bytes: int
 
 
 class Upkeep:
@@ -155,13 +123,13 @@ class Upkeep:
                 try:
                     found.append((_query.to_checkpoint(model, series), state))
                 except ManifestError as error:
-                    unreadable.append((_trace(model), error))
+                    unreadable.append((trace_of(model), error))
         return found, unreadable
 
     def traces(self, run: Run, series: Series) -> list[Trace]:
         """Every LoggedModel of a series, in whatever state, newest first."""
         clauses = [f"source_run_id = '{run.run_id}'", _query.tag(SERIES_TAG, series.name)]
-        return [_trace(model) for model in self._search([run.experiment_id], clauses)]
+        return [trace_of(model) for model in self._search([run.experiment_id], clauses)]
 
     def experiments(self, name: str | None) -> list[str]:
         """IDs of the experiments called `name`, else of all; deleted ones too.
@@ -186,7 +154,7 @@ class Upkeep:
     def of_experiments(self, experiment_ids: list[str]) -> list[Trace]:
         """Every LoggedModel of this package in these experiments, newest first."""
         models = self._search(experiment_ids, [])
-        return [_trace(m) for m in models if m.model_type == MODEL_TYPE and SERIES_TAG in m.tags]
+        return [trace_of(m) for m in models if m.model_type == MODEL_TYPE and SERIES_TAG in m.tags]
 
     def stage_of(self, run_id: str, experiment_id: str) -> str | None:
         """`active` or `deleted`; `None` if its experiment has no such run.
@@ -211,12 +179,42 @@ class Upkeep:
                 return str(found[0].info.lifecycle_stage) if found else None
 
     def remove(self, trace: Trace) -> str | None:
-        """Delete an orphan: files, then record. Returns why something of it stays, or `None`."""
-        self._connection.wait_until_quiet()
-        if refused := _delete.hide(self._connection, trace.model_id):
-            return refused
+        """Delete an orphan: files, then record. Returns why something of it stays, or `None`.
+
+        What holds it by the trace is overruled, and nothing else is.
+        """
+        asked = _delete.may_delete(self._connection, trace.model_id)
+        if isinstance(asked, str):
+            return asked
+        if asked is True:
+            self._connection.wait_until_quiet()
+            if refused := _delete.hide(self._connection, trace.model_id):
+                return refused
+            model = self._model(trace.model_id)
+            if model is not None and (since := set(_query.held(model.tags)) - set(trace.held)):
+                with translated(f"keep {trace.name}"):
+                    self._connection.tag_model(trace.model_id, {COMPLETE_TAG: trace.state})
+                return ", ".join(sorted(since))
         left = _delete.remove(self._connection, trace.model_id, trace.artifact_uri)
         return (left.files or left.record) if left else None
+
+    def finish(self, trace: Trace) -> str | None:
+        """Go on with a deletion that was begun and not ended. Returns why it stays, or `None`.
+
+        Whoever began it may have stopped before looking what holds it.
+        """
+        model = self._model(trace.model_id)
+        if model is None:
+            return None
+        if model.tags.get(COMPLETE_TAG) != trace.state:
+            return "kept by who began to delete it"
+        try:
+            checkpoint = _query.to_checkpoint(model, Series(name=trace.series))
+        except ManifestError as error:
+            return ", ".join(_query.held(model.tags)) or str(error)
+        if Deleter(self._connection).delete([checkpoint], "deleting"):
+            return None
+        return ", ".join(_query.held(model.tags)) or "the server keeps it"
 
     # --- helpers --------------------------------------------------------------
 
@@ -232,8 +230,8 @@ class Upkeep:
                 gone = error
         if gone or self.state_of(checkpoint.model_id) in (None, "deleting"):
             raise CheckpointNotFound(
-                f"{checkpoint.name} of run {checkpoint.run_id} has just been deleted: a keep "
-                "policy or somebody else let it go. "
+                f"{checkpoint.name} of run {checkpoint.run_id} is being deleted at this moment: "
+                "a keep policy or somebody else let it go. "
                 f"`mlflow-ckpt list {checkpoint.run_id}` shows what is left."
             ) from gone
 
@@ -260,31 +258,3 @@ class Upkeep:
                 token = page.token
                 if not token:
                     break
-
-
-def _trace(model: LoggedModel) -> Trace:
-    tags = model.tags
-    return Trace(
-        name=model.name,
-        model_id=model.model_id,
-        run_id=model.source_run_id,
-        experiment_id=model.experiment_id,
-        series=tags.get(SERIES_TAG, ""),
-        kind=tags.get(KIND_TAG, ""),
-        state=tags.get(COMPLETE_TAG, ""),
-        reason=tags.get(REASON_TAG, ""),
-        step=_number(tags.get("ckpt.step")),
-        epoch=_number(tags.get("ckpt.epoch")),
-        held=_query.held(tags),
-        forks=tuple(
-            key.removeprefix(FORK_TAG_PREFIX)
-            for key, value in tags.items()
-            if key.startswith(FORK_TAG_PREFIX) and value == "true"
-        ),
-        artifact_uri=model.artifact_location,
-        bytes=max(0, _number(tags.get("ckpt.bytes", "0"))),
-    )
-
-
-def _number(text: str | None) -> int:
-    return int(text) if text and text.isdecimal() else -1
