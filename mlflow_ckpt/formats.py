@@ -16,11 +16,10 @@ from typing import Any
 
 import keras
 
+from mlflow_ckpt import members
 from mlflow_ckpt.errors import SaveFailed
 
-MODEL = "data/model.keras"
-WEIGHTS = "data/model.weights.h5"
-CONFIG = "data/config.json"
+MODEL, WEIGHTS, CONFIG = members.MODEL, members.WEIGHTS, members.CONFIG
 MEMBER = "model.weights.h5"
 
 

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mlflow_ckpt import formats, parcel, training_state
+from mlflow_ckpt import members, parcel
 from mlflow_ckpt.entry import Entry
 from mlflow_ckpt.errors import IntegrityError, ServerAway
 from mlflow_ckpt.fetched import Fetched, UnreadableCopy, brief, pass_over
@@ -34,7 +34,7 @@ Value = TypeVar("Value")
 
 PATIENCE_S = 10.0
 _RESUME_KINDS = ("epoch", "batch")
-_FILES = (training_state.PATH, formats.MODEL, formats.WEIGHTS)
+_FILES = (members.STATE, members.MODEL, members.WEIGHTS)
 
 
 @dataclass

@@ -22,14 +22,14 @@ import keras
 import ml_dtypes
 import numpy as np
 
-from mlflow_ckpt import keras_internals, plain_json, state_schema
+from mlflow_ckpt import keras_internals, members, plain_json, state_schema
 from mlflow_ckpt.errors import ConfigError, FormatTooNew, IntegrityError, ManifestError
 from mlflow_ckpt.format_version import check_format
 from mlflow_ckpt.hdf5 import SIGNATURE, Stored
 from mlflow_ckpt.hdf5_types import Unlike
 from mlflow_ckpt.mapped import mapped, opened
 
-PATH = "state/training_state.h5"
+PATH = members.STATE
 FORMAT = "1.0"
 # Bytes that the values of the JSON may take; what callbacks make of them comes on top.
 _MOST = 96 << 20

@@ -41,6 +41,7 @@ from kill_roles import HANG_S, TASKS, Task, act, drain, finish, watch, write
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as RegistryStore
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from mlflow_ckpt.store import _draft
@@ -271,8 +272,9 @@ def warm_up(campaign: Campaign) -> None:
     mlflow.set_tracking_uri(world.uri)
     write(world, Task(role="write"))
     finish(world)
-    for engine in SqlAlchemyStore._engine_map.values():
-        engine.dispose()
+    for store in (SqlAlchemyStore, RegistryStore):
+        for engine in store._engine_map.values():
+            engine.dispose()
     opened = {path.resolve().suffix for path in Path("/proc/self/fd").iterdir()}
     assert ".db" not in opened
     assert threading.active_count() == 1
