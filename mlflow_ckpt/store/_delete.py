@@ -101,18 +101,13 @@ def hide(connection: Connection, model_id: str) -> str | None:
     return None
 
 
-def remove(
-    connection: Connection, model_id: str, artifact_uri: str, *, run_id: str | None = None
-) -> Left | None:
+def remove(connection: Connection, model_id: str, artifact_uri: str) -> Left | None:
     """Delete files, then the record. What is gone already, because an answer was lost, is none.
-
-    Args:
-        run_id: Of a run that is there; `None`: it may be gone.
 
     Raises:
         ArtifactsMissing: If the store is not visible from here. Nothing has gone.
     """
-    files = _remove_files(connection, artifact_uri, run_id)
+    files = _remove_files(connection, artifact_uri)
     with translated("delete a logged model"):
         try:
             connection.client.delete_logged_model(model_id)
@@ -136,13 +131,13 @@ def still_lists(connection: Connection, artifact_uri: str) -> bool:
         return False
 
 
-def _remove_files(connection: Connection, artifact_uri: str, run_id: str | None) -> str | None:
+def _remove_files(connection: Connection, artifact_uri: str) -> str | None:
     """Delete files; why they have to stay, or `None`."""
     repository = get_artifact_repository(artifact_uri, tracking_uri=connection.uri)
     # No subclass: a plugin's own may do more than lay files into a folder.
     is_local = type(repository) is LocalArtifactRepository
     folder = Path(repository.artifact_dir) if is_local else None
-    if folder and not folder.exists() and not _files.is_there(connection.uri, artifact_uri, run_id):
+    if folder and not folder.exists() and not _files.is_there(connection.uri, artifact_uri):
         raise ArtifactsMissing(_files.nothing_there(artifact_uri))
     try:
         repository.delete_artifacts()

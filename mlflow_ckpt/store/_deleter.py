@@ -67,8 +67,7 @@ class Deleter:
         if self._is_held(checkpoint):
             self._show(checkpoint, was)
             return False
-        uri, run_id = checkpoint.artifact_uri, checkpoint.run_id
-        left = _delete.remove(self._connection, checkpoint.model_id, uri, run_id=run_id)
+        left = _delete.remove(self._connection, checkpoint.model_id, checkpoint.artifact_uri)
         if left is None:
             self._prove(checkpoint)
             return True

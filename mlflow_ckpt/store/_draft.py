@@ -60,12 +60,12 @@ class Draft:
 
         Raises:
             ServerAway: If the store does not answer, or has not got everything.
-            ArtifactsMissing: If a local one has nothing of the run: every series has a file of
-                its own there before its first checkpoint.
+            ArtifactsMissing: If a local one has nothing of the experiment: every series has a
+                file of its own there before its first checkpoint, and a copied run has models.
         """
         if self.place is not None:
             where = self.model.artifact_location
-            if not _files.is_there(self.uri, where, self.run.run_id):
+            if not _files.is_there(self.uri, where):
                 raise ArtifactsMissing(_files.nothing_there(where))
             _lay(self.directory, self.place, sizes)
             return
