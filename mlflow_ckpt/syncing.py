@@ -6,7 +6,7 @@ spool -> journals -> their tracking servers -> Synced, one a journal
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from mlflow_ckpt.delivery import Claim, Delivery
 from mlflow_ckpt.entry import Entry
 from mlflow_ckpt.errors import (
     CheckpointError,
+    LeaseLost,
     ResumeError,
     ServerAway,
     StoreError,
@@ -24,10 +25,12 @@ from mlflow_ckpt.errors import (
 )
 from mlflow_ckpt.journal import Journal
 from mlflow_ckpt.lease import Lease
+from mlflow_ckpt.record import Run
 from mlflow_ckpt.spool import Spool, journals
 from mlflow_ckpt.store import Store, portable_uri, use_tracking_uri
 
 _LOCK_S = 30.0
+_TRIES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,15 +180,19 @@ def _sync_one(waiting: Waiting, uri: str, told: Callable[[Waiting, Entry], None]
         use_tracking_uri(uri)
         store = Store()
         run = store.run(waiting.run_id, settled=False)
-        where = f"run {run.run_id}, series {waiting.series!r}"
-        lease = Lease(store.lease_tag(run, waiting.series), where=where)
-        lease.acquire()
-        try:
-            deliver_now(store, journal, claim=lease, told=count, again=True, refused=refused)
-            if ended and run.status == "RUNNING" and journal.writer_is_gone:
-                store.end_run(run, "FINISHED")
-        finally:
-            lease.release()
+        for left in reversed(range(_TRIES)):
+            try:
+                with _alone(store, run, waiting.series) as lease:
+                    again = not refused
+                    deliver_now(
+                        store, journal, claim=lease, told=count, again=again, refused=refused
+                    )
+                    if ended and run.status == "RUNNING" and journal.writer_is_gone:
+                        store.end_run(run, "FINISHED")
+                break
+            except LeaseLost:  # Another `sync`, which began in the same instant, has it.
+                if not left:
+                    raise
     except CheckpointError as error:
         return Synced(waiting=waiting, delivered=done, refused=tuple(refused), error=error)
     except OSError as error:
@@ -194,6 +201,21 @@ def _sync_one(waiting: Waiting, uri: str, told: Callable[[Waiting, Entry], None]
         failure.__cause__ = error
         return Synced(waiting=waiting, delivered=done, refused=tuple(refused), error=failure)
     return Synced(waiting=waiting, delivered=done, refused=tuple(refused))
+
+
+@contextmanager
+def _alone(store: Store, run: Run, series: str) -> Iterator[Lease]:
+    """Hold the lease of a series.
+
+    Raises:
+        LeaseHeld: If another process that is alive has it.
+    """
+    lease = Lease(store.lease_tag(run, series), where=f"run {run.run_id}, series {series!r}")
+    lease.acquire()
+    try:
+        yield lease
+    finally:
+        lease.release()
 
 
 def _has_ended(journal: Journal) -> bool:

@@ -24,8 +24,9 @@ from doubles import tracking_server
 from faults import Answer, BlackHole, Proxy, always, no_retries
 
 import mlflow_ckpt as ckpt
-from mlflow_ckpt import MlflowCheckpoint, cli, cli_options, parcel
+from mlflow_ckpt import MlflowCheckpoint, cli, cli_options, parcel, syncing
 from mlflow_ckpt.entry import Entry
+from mlflow_ckpt.errors import LeaseLost
 from mlflow_ckpt.journal import Journal
 from mlflow_ckpt.lease import Lease
 from mlflow_ckpt.owner import Owner
@@ -572,6 +573,22 @@ def test_two_at_once_deliver_everything_once(away: Away) -> None:
     experiment = mlflow.get_run(away.runs[0]).info.experiment_id
     models = mlflow.MlflowClient().search_logged_models([experiment])
     assert sorted(m.name for m in models if m.source_run_id == away.runs[0]) == LEFT
+
+
+def test_a_lease_that_another_sync_took_in_that_instant_is_asked_for_again(
+    away: Away, call: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, losses_left = syncing.deliver_now, [1]
+
+    def lost_once(*arguments: Any, **named: Any) -> Any:
+        if losses_left:
+            losses_left.pop()
+            raise LeaseLost("taken over")
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(syncing, "deliver_now", lost_once)
+    assert call("sync", away.runs[0]).code == 0
+    assert_delivered(away, 0)
 
 
 class Syncing(keras.callbacks.Callback):
