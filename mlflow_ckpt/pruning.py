@@ -100,7 +100,7 @@ def _by_policy(
     policy = replace(keep, best=keep.best or 1)
     going = retention.going(series, policy)
     why = retention.why(series, policy)
-    tried = {c.model_id for c in going}
+    tried = _ids(going)
     gone = _ids(going if dry_run else _delete(store, going))
     for checkpoint in retention.all(series):
         reasons = tuple(why.get(checkpoint.model_id, ()))

@@ -65,7 +65,8 @@ class Draft:
         """
         if self.place is not None:
             where = self.model.artifact_location
-            if not _files.is_there(self.uri, where):
+            # The folder of the models is there from the first one on; the experiment's may be long.
+            if not self.place.parents[1].exists() and not _files.is_there(self.uri, where):
                 raise ArtifactsMissing(_files.nothing_there(where))
             _lay(self.directory, self.place, sizes)
             return
