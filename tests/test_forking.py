@@ -8,6 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +66,7 @@ def train(run_id: str | None, epochs: int, *extra: Any, **arguments: Any) -> tup
     callback = MlflowCheckpoint(**{"keep": None, **arguments.pop("checkpoint", {})})
     with mlflow.start_run(run_id=run_id) as run:
         fit(model, callback, *extra, epochs=epochs, **arguments)
+    until_given_back()
     return run.info.run_id, model
 
 
@@ -75,7 +78,16 @@ def two_phases(run_id: str | None, *extra: Any) -> tuple[str, Any]:
         for name in ("head", "tune"):
             callback = MlflowCheckpoint(name=name, keep=None)
             fit(model, callback, *(extra if name == "tune" else ()), epochs=3)
+    until_given_back()
     return run.info.run_id, model
+
+
+def until_given_back() -> None:
+    """Wait for the thread that clears the lease's tag, for which a fit waits only a moment."""
+    deadline = time.monotonic() + 60
+    while any(t.name == "mlflow-ckpt-lease" for t in threading.enumerate()):
+        assert time.monotonic() < deadline, "the lease was not given back"
+        time.sleep(0.01)
 
 
 @dataclass(frozen=True)
