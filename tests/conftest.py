@@ -69,20 +69,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
     A test keeps its name where it is alone with a local store; the name of another backend
     stands in its ID. The servers take their time, so that they are `slow` unless the marker
-    says `quick`.
+    says `quick`: all of them with `quick=True`, or those that it names.
     """
     marker = metafunc.definition.get_closest_marker("backends")
     names = (marker.args or EVERYWHERE) if marker else (Local.name,)
     if names == (Local.name,):
         return
     assert marker is not None
-    marks = [] if marker.kwargs.get("quick") else [pytest.mark.slow]
+    asked = marker.kwargs.get("quick", ())
+    quick = names if asked is True else asked
     metafunc.parametrize(
         "backend_name",
         [
             pytest.param(name, id=pytest.HIDDEN_PARAM)
             if name == Local.name
-            else pytest.param(name, id=name, marks=marks)
+            else pytest.param(name, id=name, marks=[] if name in quick else [pytest.mark.slow])
             for name in names
         ],
         indirect=True,

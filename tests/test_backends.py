@@ -63,6 +63,7 @@ def prompt() -> Iterator[None]:
     assert time.monotonic() - began < PROMPT_S
 
 
+@pytest.mark.backends(quick=("postgres-s3", "basic-auth"))
 def test_what_a_fit_kept_is_found_and_loaded_and_the_rest_is_gone(tmp_path: Path) -> None:
     run_id, model = train(None, 5, keep=Keep(last=2, best=1))
     table = ckpt.list_checkpoints(run_id)
@@ -101,6 +102,7 @@ def test_an_interrupted_fit_ends_like_a_whole_one_on_another_machine(
     assert history(run_id) == history(whole_run)
 
 
+@pytest.mark.backends(quick=("postgres-s3",))
 def test_a_fork_goes_on_like_its_parent_and_leaves_it_alone(another_machine: Forget) -> None:
     parent, whole = train(None, 4)
     before = list(ckpt.list_checkpoints(parent)["model_id"])

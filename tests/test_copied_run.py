@@ -361,7 +361,7 @@ def interrupted(forget: Forget, **checkpoint: Any) -> str:
 @pytest.mark.parametrize(
     ("checkpoint", "bare"),
     [
-        pytest.param({}, False, id="after-an-epoch"),
+        pytest.param({}, False, id="after-an-epoch", marks=pytest.mark.slow),
         pytest.param({"save_freq": 1}, True, id="inside-an-epoch-bare"),
     ],
 )

@@ -62,7 +62,7 @@ def test_latest_goes_back_and_marks_what_it_skipped(
     check_latest_goes_back(damage, capsys)
 
 
-@pytest.mark.backends(quick=True)
+@pytest.mark.backends(quick=("postgres-s3",))
 def test_latest_goes_back_past_a_file_that_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     check_latest_goes_back("missing", capsys)
 
@@ -95,7 +95,17 @@ def test_everything_that_reads_latest_goes_back(use: str, tmp_path: Path) -> Non
     assert ckpt.resolve(run_id).epoch == 1
 
 
-@pytest.mark.parametrize("which", ["best", "final", "epoch=2", "step=4", "best(accuracy,max)"])
+@pytest.mark.parametrize(
+    "which",
+    [
+        "best",
+        "epoch=2",
+        *(
+            pytest.param(w, marks=pytest.mark.slow)
+            for w in ("final", "step=4", "best(accuracy,max)")
+        ),
+    ],
+)
 @pytest.mark.parametrize("use", USES)
 def test_any_other_selector_raises_and_marks_nothing(which: str, use: str, tmp_path: Path) -> None:
     with mlflow.start_run() as run:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import mlflow
+import pytest
 from builders import history, same
 
 import mlflow_ckpt as ckpt
@@ -49,6 +50,7 @@ def test_killed_after_epoch_13_of_20_and_continued(tracking: str) -> None:
         assert same(loader.load_model(killed, which), loader.load_model(whole, which))
 
 
+@pytest.mark.slow
 def test_killed_with_everything_on_its_way_and_continued(tracking: str) -> None:
     """Whatever the kill left in the queue is lost; nothing of it is torn, and a resume mends it."""
     whole, killed = new_run(), new_run()

@@ -111,7 +111,9 @@ def test_where_only_the_validation_is_left_nothing_is_trained(another_process: F
     assert mlflow.get_run(run_id).data.tags["ckpt.resume_exact"] == "true"
 
 
-@pytest.mark.parametrize("stop", [10, 11, 13])
+@pytest.mark.parametrize(
+    "stop", [11, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (10, 13))]
+)
 def test_two_series_that_save_at_different_batches_go_on_from_the_newer(
     stop: int, another_process: Forget, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -169,7 +169,7 @@ def test_a_registry_that_refuses_keeps_everything_with_one_line(
 # --- pins ---------------------------------------------------------------------
 
 
-@pytest.mark.backends(quick=True)
+@pytest.mark.backends(quick=("basic-auth",))
 def test_a_pin_holds_until_it_is_removed() -> None:
     run_id = trained(3)
     free = next(epoch for epoch in (1, 2) if epoch != best_epoch(run_id))
@@ -195,7 +195,9 @@ STEPS = {
 
 @pytest.mark.parametrize("carried_out", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("resolved", ["latest", "best", "epoch=1"])
+@pytest.mark.parametrize(
+    "resolved", ["latest", "best", pytest.param("epoch=1", marks=pytest.mark.slow)]
+)
 def test_a_prune_that_is_killed_leaves_nothing_that_resolves(
     step: str, carried_out: bool, resolved: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,7 +99,7 @@ def check(count: int, every: int) -> None:
     assert stored.read(oldest, "MLmodel") == b"card" + str(min(expected)).encode()
 
 
-@pytest.mark.backends(quick=True)
+@pytest.mark.backends(quick=("postgres-s3",))
 def test_of_forty_checkpoints_exactly_the_right_ones_stay() -> None:
     check(40, every=10)
 

@@ -51,7 +51,7 @@ def test_whole_checkpoints_are_read_to_the_last_byte() -> None:
     assert found.verdicts[0].files == len(files) - 1
 
 
-@pytest.mark.backends(quick=True)
+@pytest.mark.backends(quick=("postgres-s3",))
 def test_damage_is_found_named_and_marked_and_mended() -> None:
     run_id = trained(3)
     flipped, missing = ckpt.resolve(run_id, "epoch=3"), ckpt.resolve(run_id, "epoch=1")
