@@ -46,10 +46,8 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_teardown(
-    item: pytest.Item, nextitem: pytest.Item | None
-) -> Generator[None, None, None]:
-    """Collect the garbage of every test, and of each module what cannot be collected.
+def pytest_runtest_protocol() -> Generator[None, object, object]:
+    """Collect the garbage of every test, and keep what it leaves out of later collections.
 
     TensorFlow 2.21 destroys an iterator over a dataset only when its autotuning has slept out,
     which takes the longer the older the iterator is and the more of them there are: a hundred
@@ -60,8 +58,7 @@ def pytest_runtest_teardown(
         return (yield)
     finally:
         gc.collect()
-        if nextitem is None or nextitem.path != item.path:
-            gc.freeze()
+        gc.freeze()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

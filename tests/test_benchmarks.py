@@ -230,6 +230,7 @@ def measured(figures: Sequence[str], tmp_path: Path) -> dict[str, Figure]:
     return {figure.key: figure for figure in found}
 
 
+@pytest.mark.slow
 def test_hooks_of_ours_and_of_keras_can_be_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -163,6 +163,7 @@ def test_a_server_that_never_answers_holds_no_batch_up(
     assert_like(run_id, whole)
 
 
+@pytest.mark.slow
 def test_a_killed_training_is_continued_and_completed_without_a_server(served: Served) -> None:
     _, proxy = served
     whole, run_id = undisturbed(), new_run()

@@ -283,13 +283,11 @@ STOPS = {"first-batch": (7, 8), "middle": (3, 10), "last-batch": (11, 12)}
 DEFAULT = {
     "arrays",
     "validation-shuffled",
-    "tf-data",
     "tf-data-unknown-length",
     "tf-data-repeat-large",
     "tf-data-split",
     "epoch-data-factory",
     "py-dataset-methods",
-    "py-dataset-workers-numpy",
     "evaluated-at-epoch-end",
     "py-dataset-workers-augment",
     "py-dataset-shuffles-labels",

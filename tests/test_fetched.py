@@ -98,11 +98,10 @@ def test_everything_that_reads_latest_goes_back(use: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "which",
     [
-        "best",
         "epoch=2",
         *(
             pytest.param(w, marks=pytest.mark.slow)
-            for w in ("final", "step=4", "best(accuracy,max)")
+            for w in ("best", "final", "step=4", "best(accuracy,max)")
         ),
     ],
 )

@@ -534,7 +534,13 @@ def test_a_new_monitor_has_no_best_yet(another_process: Forget) -> None:
     )
 
 
-@pytest.mark.parametrize("order", [1, -1], ids=["newest-last", "newest-first"])
+@pytest.mark.parametrize(
+    "order",
+    [
+        pytest.param(1, id="newest-last"),
+        pytest.param(-1, id="newest-first", marks=pytest.mark.slow),
+    ],
+)
 def test_two_series_of_one_fit_go_on_from_the_newest_of_both(
     order: int, another_process: Forget
 ) -> None:

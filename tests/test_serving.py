@@ -124,6 +124,7 @@ def test_a_served_checkpoint_answers_a_request(tracking: str, tmp_path: Path) ->
     np.testing.assert_allclose(answer, model.predict(x[:2], verbose=0), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_everything_works_through_a_tracking_server(tmp_path: Path) -> None:
     """sqlite behind `mlflow server`, artifacts proxied: train, prune, resume, load, damage."""
     port = free_port()
