@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 import pytest
 from builders import fit, history, mlp, same
 from doubles import FailingUpload, tracking_server
+from leash import until
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 import mlflow_ckpt as ckpt
@@ -84,10 +84,7 @@ def two_phases(run_id: str | None, *extra: Any) -> tuple[str, Any]:
 
 def until_given_back() -> None:
     """Wait for the thread that clears the lease's tag, for which a fit waits only a moment."""
-    deadline = time.monotonic() + 60
-    while any(t.name == "mlflow-ckpt-lease" for t in threading.enumerate()):
-        assert time.monotonic() < deadline, "the lease was not given back"
-        time.sleep(0.01)
+    assert until(lambda: all(t.name != "mlflow-ckpt-lease" for t in threading.enumerate()), 60)
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def scaled() -> keras.Model:
     [
         pytest.param(mlp, id="dropout-mlp"),
         pytest.param(subclassed, id="subclassed-built-by-fit"),
-        pytest.param(scheduled, id="learning-rate-schedule", marks=pytest.mark.slow),
+        pytest.param(scheduled, id="learning-rate-schedule"),
         pytest.param(averaged, id="ema"),
         pytest.param(accumulating, id="gradient-accumulation", marks=pytest.mark.slow),
         pytest.param(scaled, id="loss-scaling"),
