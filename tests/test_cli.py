@@ -19,7 +19,7 @@ from builders import fit, mlp
 from calling import Cli, Result
 
 import mlflow_ckpt as ckpt
-from mlflow_ckpt import Every, MlflowCheckpoint, cli, errors, report
+from mlflow_ckpt import Every, MlflowCheckpoint, cli, cli_take, errors, report
 from mlflow_ckpt.errors import RunNotFound, StoreError
 from mlflow_ckpt.exporting import Format
 from mlflow_ckpt.store import use_tracking_uri
@@ -196,7 +196,7 @@ def test_export_prints_the_path(trained: Trained, call: Cli, tmp_path: Path) -> 
 
 
 def test_the_formats_are_those_of_export() -> None:
-    assert get_args(Format) == cli.FORMATS
+    assert get_args(Format) == cli_take.FORMATS
 
 
 # --- failures -----------------------------------------------------------------
