@@ -14,7 +14,7 @@ An address is parsed here and answered by the resolver: this module is pure.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import quote, unquote
 
 from mlflow_ckpt.errors import SelectorError
@@ -61,6 +61,11 @@ class Address:
         )
         which = quote(str(self.selector), safe=_STANDING)
         return f"{SCHEME}:/{where}/{which}" + (f"/{quote(self.path)}" if self.path else "")
+
+    @property
+    def whole(self) -> Address:
+        """The same checkpoint without the path in it."""
+        return replace(self, path="")
 
     @classmethod
     def parse(cls, uri: str | Address) -> Address:
@@ -134,10 +139,11 @@ def _split(uri: str, rest: str, expected: str, next_try: str) -> tuple[Selector,
 
 
 def _path(uri: str, encoded: str) -> str:
-    parts = [part for part in _decoded(uri, encoded).split("/") if part not in ("", ".")]
-    if ".." in parts:
+    parts = [part for each in encoded.split("/") if (part := _decoded(uri, each)) not in ("", ".")]
+    if ".." in parts or any("/" in part for part in parts):
         raise SelectorError(
-            f"Expected a path inside the checkpoint. Received: {uri!r}. Leave the '..' out."
+            f"Expected a path inside the checkpoint. Received: {uri!r}. "
+            "Write each '/' of it as it is, and no '..'."
         )
     return "/".join(parts)
 

@@ -1,6 +1,7 @@
 """Find the checkpoint of a run that a selector names.
 
     selector -> resolve -> Checkpoint
+    ckpt:/ URI ----^
 
 Apart from `loader.py`, because finding a checkpoint needs no Keras, whose import costs
 seconds: the command line lists and shows without it.
@@ -12,6 +13,8 @@ import difflib
 from collections.abc import Callable
 
 from mlflow_ckpt import policy
+from mlflow_ckpt.across import best_across
+from mlflow_ckpt.address import Address, is_address
 from mlflow_ckpt.errors import (
     CheckpointNotFound,
     MetricNotFound,
@@ -24,23 +27,55 @@ from mlflow_ckpt.selector import Mode, Selector
 from mlflow_ckpt.store import Store
 
 
-def resolve(run_id: str, which: str | Selector = "latest") -> Checkpoint:
-    """Find one committed checkpoint of a run, with one search on the server.
+def resolve(run_id: str, which: str | Selector | None = None) -> Checkpoint:
+    """Find one committed checkpoint, with one search on the server.
 
     Args:
-        run_id: The MLflow run.
-        which: `latest`, `final`, `best`, `best(<metric>[,min|max])`, `step=<n>` or
-            `epoch=<n>`, each optionally with `@<series>`.
+        run_id: The MLflow run. Or a whole URI, `ckpt:/<run_id>/<selector>` or
+            `ckpt:/experiment/<name>/best(<metric>)`; then leave `which` out.
+        which: `latest` (the default), `final`, `best`, `best(<metric>[,min|max])`, `step=<n>`
+            or `epoch=<n>`, each optionally with `@<series>`.
 
     Raises:
-        SelectorError: If `which` cannot be read, or `best` has no monitor or direction.
+        SelectorError: If `which` or the URI cannot be read, or `best` has no monitor or direction.
         RunNotFound, RunDeleted: If there is no such run.
+        NotFound: If there is no such experiment.
         SeriesNotFound: If the series does not exist, or has to be named.
         NoCheckpoints, CheckpointNotFound, MetricNotFound: If nothing fits; what exists is named.
     """
-    store, selector = Store(), Selector.parse(which)
+    if is_address(run_id):
+        return find_address(Store(), whole(run_id, which))
+    store, selector = Store(), Selector.parse("latest" if which is None else which)
     run = store.run(run_id)
     return find(store, run, selector, choose_series(run, selector))
+
+
+def whole(uri: str, which: object = None) -> Address:
+    """Read a URI that names a whole checkpoint, and is all there is to say.
+
+    Raises:
+        SelectorError: If it cannot be read, names a file, or `which` says something too.
+    """
+    address = Address.parse(uri)
+    if which is not None:
+        raise SelectorError(
+            f"Expected no selector beside a URI. Received: {uri!r} and {str(which)!r}. "
+            f"Type {address} alone."
+        )
+    if address.path:
+        raise SelectorError(
+            f"Expected a whole checkpoint. Received: {uri!r}, which names {address.path!r} in one. "
+            f"Type {address.whole}"
+        )
+    return address
+
+
+def find_address(store: Store, address: Address) -> Checkpoint:
+    """Answer a URI; its path is not looked at. See `resolve` for what is raised."""
+    if address.run_id is None:
+        return best_across(store, address.experiment or "", address.selector).checkpoint
+    run = store.run(address.run_id)
+    return find(store, run, address.selector, choose_series(run, address.selector))
 
 
 def choose_series(run: Run, selector: Selector) -> Series:

@@ -136,6 +136,12 @@ def leave(key: Key, busy: Busy) -> None:
             _BUSY.pop(key, None)
 
 
+def writing_to(uri: str) -> list[str]:
+    """IDs of the runs of one tracking server that something is still written to."""
+    with _BUSY_LOCK:
+        return [run_id for where, run_id in _BUSY if where == uri]
+
+
 def settle(key: Key) -> None:
     """Wait for all who write to `key`: who reads after that finds what was handed over.
 

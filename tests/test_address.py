@@ -141,6 +141,10 @@ def test_the_canonical_spelling(address: Address, canonical: str) -> None:
     assert str(address) == canonical
 
 
+def test_the_whole_of_an_address_has_no_path() -> None:
+    assert of_run("best", "data").whole == of_run("best")
+
+
 def test_an_address_is_its_own_reading() -> None:
     address = of_run("best")
     assert Address.parse(address) is address
@@ -176,8 +180,9 @@ def test_every_address_of_an_experiment_survives_its_spelling(
         ),
         pytest.param("ckpt:/abc/best(a", r"the selector is 'best\(a'\. Type ckpt:/abc/best"),
         pytest.param("ckpt:/abc/best%28a%2Cb%29", r"the selector is 'best\(a,b\)'"),
-        pytest.param("ckpt:/abc/best/../x", r"a path inside the checkpoint.*Leave the '\.\.' out"),
+        pytest.param("ckpt:/abc/best/../x", r"a path inside the checkpoint.*and no '\.\.'"),
         pytest.param("ckpt:/abc/best/%2e%2e%2Fx", r"a path inside the checkpoint"),
+        pytest.param("ckpt:/abc/best/data%2Fx", r"Write each '/' of it as it is"),
         pytest.param("ckpt:/abc/best(%ff)", r"percent-encoded UTF-8.*urllib\.parse\.quote"),
         pytest.param("ckpt:/experiment", r"Type ckpt:/experiment/<name>/best\(val_loss\)"),
         pytest.param("ckpt:/experiment/x", r"Type ckpt:/experiment/x/best\(val_loss\)"),

@@ -44,7 +44,8 @@ def importers(package: str) -> set[str]:
 @pytest.mark.parametrize(
     ("package", "allowed"),
     [
-        pytest.param("mlflow", ("store/",), id="mlflow-in-the-store"),
+        # MLflow asks a plugin for a subclass of its own.
+        pytest.param("mlflow", ("store/", "artifact_repo.py"), id="mlflow-in-the-store"),
         pytest.param("keras.src", ("keras_internals/",), id="keras-private-in-one-package"),
         pytest.param(
             "tensorflow", ("exporting.py", "keras_internals/"), id="tensorflow-in-two-places"
@@ -118,8 +119,11 @@ def test_imports_only_go_down() -> None:
         {"snapshot", "callback_state"},
         {"store", "fit_state"},
         {"writer", "curves"},
+        {"across"},
         {"resolver", "retention"},
         {"fetched", "listing"},
+        {"located"},
+        {"artifact_repo"},
         {"loader", "saving", "exporting", "report", "forking", "warm_starting"},
         {"explaining", "pruning", "orphans", "verifying"},
         {"keep_report", "trust_report"},

@@ -2,6 +2,7 @@
 
     _connection   runs, experiments, and MLflow's exceptions in our words
     _query        find and list committed checkpoints
+    _across       those of all runs of an experiment
     _draft        bring a checkpoint's files to the artifact store
     _commit       create, log, link, finalize, commit
     _delete       take checkpoints away
@@ -15,6 +16,7 @@
 No other module imports `mlflow`; a lint rule and a test keep it so.
 """
 
+from mlflow_ckpt.store._across import Ranked
 from mlflow_ckpt.store._card import prepare_card, write_card
 from mlflow_ckpt.store._commit import Commit
 from mlflow_ckpt.store._connection import now_ms, use_tracking_uri
@@ -27,6 +29,7 @@ from mlflow_ckpt.store._upkeep import Upkeep
 __all__ = [
     "Commit",
     "Logged",
+    "Ranked",
     "Store",
     "Trace",
     "Upkeep",

@@ -28,6 +28,7 @@ from mlflow_ckpt.record import (
 )
 from mlflow_ckpt.selector import Mode
 from mlflow_ckpt.store import _commit, _connection, _delete, _files, _fork, _lease, _query
+from mlflow_ckpt.store._across import Across
 from mlflow_ckpt.store._card import versions
 from mlflow_ckpt.store._connection import translated
 from mlflow_ckpt.store._deleter import Deleter, State, tell_that_it_may_be_registered
@@ -35,16 +36,19 @@ from mlflow_ckpt.store._upkeep import Upkeep
 
 
 class Store:
-    """Checkpoints of runs on the tracking server that is current when this object is made.
+    """Checkpoints of runs on one tracking server.
 
     A `fit` uses one from two threads: the writer's, and the one that trains.
+
+    Args:
+        uri: Its tracking URI; `None`: the one that is current when this object is made.
 
     Raises:
         UnsupportedStore: If the tracking URI names the file store.
     """
 
-    def __init__(self) -> None:
-        self.uri: str = mlflow.get_tracking_uri()
+    def __init__(self, uri: str | None = None) -> None:
+        self.uri: str = uri or mlflow.get_tracking_uri()
         _connection.refuse_file_store(self.uri)
         self._connecting = threading.Lock()
         self._made: _connection.Connection | None = None
@@ -69,6 +73,11 @@ class Store:
     def upkeep(self) -> Upkeep:
         """What happens to checkpoints after their commit: see `_upkeep`."""
         return Upkeep(self._connection)
+
+    @property
+    def across(self) -> Across:
+        """Checkpoints of all runs of an experiment: see `_across`."""
+        return Across(self._connection)
 
     @staticmethod
     def run_id(run_id: str | None) -> str:
