@@ -54,6 +54,8 @@ class MlflowCheckpoint(keras.callbacks.Callback):
             written to the local disk: `"wait"` for it in the hook, or `"skip"` the new one,
             also one that improves the monitor. Its metrics are logged, and the last epoch is
             never skipped. Nobody waits for the server.
+        report: Whether to keep the run's page `checkpoints/report.html`, its table
+            `checkpoints/checkpoints.json` and, where it has none, its description up to date.
         verbose: 1 prints a line per checkpoint, once it is committed.
 
     Raises:
@@ -91,6 +93,7 @@ class MlflowCheckpoint(keras.callbacks.Callback):
         spool: Spool | str | os.PathLike[str] | None = None,
         interrupt: Interrupt | Literal[False] | None = None,
         when_busy: Literal["wait", "skip"] = "wait",
+        report: bool = True,
         verbose: int = 0,
     ) -> None:
         super().__init__()
@@ -105,6 +108,7 @@ class MlflowCheckpoint(keras.callbacks.Callback):
             log_metrics=log_metrics,
             spool=Spool.parse(spool),
             interrupt=Interrupt.parse(interrupt),
+            report=bool(report),
         )
         self._tail: Tail | None = None
 

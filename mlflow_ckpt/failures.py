@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+from mlflow_ckpt.errors import CheckpointError, StoreError
 from mlflow_ckpt.pending import PendingSave
 from mlflow_ckpt.say import say
 
@@ -66,3 +69,20 @@ class Failures:
             for other in others:
                 first.add_note(f"After it: {other}")
             raise first
+
+    def attempt(self, action: Callable[[], object], run_id: str, folder: Path) -> None:
+        """Do something for which nobody stands above: what goes wrong is kept.
+
+        Args:
+            run_id: The run that is written to.
+            folder: Where its journal lies on this disk.
+        """
+        try:
+            action()
+        except CheckpointError as error:
+            self.keep(error)
+        except Exception as error:  # noqa: BLE001 (kept, and raised by `raise_first`)
+            where = folder if isinstance(error, OSError) else f"run {run_id}"
+            failure = StoreError(f"Could not write to {where}: {error!r}")
+            failure.__cause__ = error
+            self.keep(failure, passing=isinstance(error, OSError))

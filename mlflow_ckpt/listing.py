@@ -53,9 +53,7 @@ def list_checkpoints(run_id: str, series: str | None = None) -> pd.DataFrame:
 
 
 def _rows(history: Sequence[Checkpoint], series: Series) -> list[dict[str, object]]:
-    ordinary = [c for c in history if c.kind != "final"]
-    latest = max(ordinary, key=lambda c: (c.step, c.created_at)).model_id if ordinary else None
-    best = _best(ordinary, series)
+    latest, best = leaders(history, series)
     return [
         {
             "series": c.series,
@@ -77,6 +75,13 @@ def _rows(history: Sequence[Checkpoint], series: Series) -> list[dict[str, objec
         | {f"metrics.{key}": value for key, value in c.metrics.items()}
         for c in history
     ]
+
+
+def leaders(history: Sequence[Checkpoint], series: Series) -> tuple[str | None, str | None]:
+    """The model IDs of what `latest` and `best` of a series resolve to."""
+    ordinary = [c for c in history if c.kind != "final"]
+    latest = max(ordinary, key=lambda c: (c.step, c.created_at)).model_id if ordinary else None
+    return latest, _best(ordinary, series)
 
 
 def _best(history: Sequence[Checkpoint], series: Series) -> str | None:

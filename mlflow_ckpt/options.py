@@ -24,3 +24,4 @@ class Options:
     log_metrics: bool
     spool: Spool
     interrupt: Interrupt
+    report: bool = True

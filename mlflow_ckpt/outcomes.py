@@ -11,6 +11,7 @@ from mlflow_ckpt.errors import CheckpointError, StoreError
 from mlflow_ckpt.failures import Failures
 from mlflow_ckpt.job import Job
 from mlflow_ckpt.record import Checkpoint
+from mlflow_ckpt.reporter import Reporter
 from mlflow_ckpt.stats import Meter
 
 
@@ -23,6 +24,8 @@ class Outcomes:
         find: Looks a checkpoint up by its entry, whoever delivered it.
         meter: Told of every commit and every failure.
         committed: Called with each new checkpoint, on the thread that delivers.
+        reporter: Told of each checkpoint that was made here, of what it took, and when nothing
+            waits.
     """
 
     def __init__(
@@ -33,12 +36,14 @@ class Outcomes:
         *,
         meter: Meter,
         committed: Callable[[Checkpoint], None] | None,
+        reporter: Reporter | None = None,
     ) -> None:
         self._run_id = run_id
         self._failures = failures
         self._find = find
         self._meter = meter
         self._committed = committed
+        self._reporter = reporter
         self._lock = threading.Lock()
         self._on_way: dict[str, Job] = {}
         self._arrived: set[str] = set()
@@ -94,6 +99,8 @@ class Outcomes:
             found = self._find(uid)
             if found is not None:
                 self.tell(uid, found)
+        if self._reporter is not None:
+            self._reporter.refresh_if_due()
 
     def _take(self, uid: str) -> Job | None:
         with self._lock:
@@ -110,6 +117,8 @@ class Outcomes:
             return
         lag_s = perf_counter() - job.request.captured
         self._meter.committed(lag_s=lag_s, write_s=job.write_s, size=checkpoint.bytes)
+        if self._reporter is not None:
+            self._reporter.committed(checkpoint, write_s=job.write_s, lag_s=lag_s)
         job.outcome.set_result(checkpoint)
 
     def _fail(self, job: Job | None, error: BaseException) -> None:

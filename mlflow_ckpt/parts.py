@@ -17,6 +17,7 @@ from mlflow_ckpt.lease import Lease
 from mlflow_ckpt.monitor import Monitor
 from mlflow_ckpt.options import Options
 from mlflow_ckpt.record import Checkpoint, Run, Series
+from mlflow_ckpt.reporter import Reporter, is_wanted
 from mlflow_ckpt.resume import Plan
 from mlflow_ckpt.saver import Saver
 from mlflow_ckpt.say import say
@@ -63,6 +64,9 @@ def new_writer(
 ) -> Writer:
     """The writer of a fit; with `verbose` it prints a line per committed checkpoint."""
     saves = options.saves
+    reporter = None
+    if is_wanted(options.report):
+        reporter = Reporter(store, run.run_id, options.name, meter=meter)
     return Writer(
         store,
         run,
@@ -72,6 +76,7 @@ def new_writer(
         meter=meter,
         committed=_tell if saves.verbose else None,
         claim=lease,
+        reporter=reporter,
     )
 
 

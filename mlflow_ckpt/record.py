@@ -44,6 +44,8 @@ RESUMED_FROM_TAG = "ckpt.resumed_from"
 RESUME_COUNT_TAG = "ckpt.resume_count"
 RESUME_EXACT_TAG = "ckpt.resume_exact"
 RESUME_SKIPPED_TAG = "ckpt.resume_skipped"
+# Of the run: when every checkpoint of a series was last read again, in milliseconds.
+VERIFIED_TAG_PREFIX = "ckpt.verified."
 
 Kind = Literal["epoch", "batch", "final", "manual"]
 
@@ -201,6 +203,11 @@ class Series:
     def tag(self) -> str:
         return SERIES_TAG_PREFIX + self.name
 
+    @property
+    def file(self) -> str:
+        """Name of the run's artifact that says the same, and is not the table of checkpoints."""
+        return f"{self.name}.json" if self.name != "checkpoints" else "checkpoints.series.json"
+
     def to_json(self) -> str:
         return json.dumps({k: v for k, v in asdict(self).items() if k != "name"}, sort_keys=True)
 
@@ -246,7 +253,8 @@ def _facts(key: str, text: str) -> dict[str, Any]:
 class Run:
     """What this package needs to know of an MLflow run.
 
-    `links` counts the models that are linked to it as outputs, deleted ones too.
+    `links` counts the models that are linked to it as outputs, deleted ones too;
+    `artifact_uri` is where its own artifacts lie.
     """
 
     run_id: str
@@ -257,6 +265,7 @@ class Run:
     params: Mapping[str, str] = field(default_factory=dict)
     metric_names: frozenset[str] = frozenset()
     links: int = 0
+    artifact_uri: str = ""
 
     @property
     def series(self) -> dict[str, Series]:

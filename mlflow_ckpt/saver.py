@@ -131,6 +131,9 @@ class Saver:
 
     def prepare(self) -> None:
         """Make what all checkpoints have in common, so that the first one need not wait for it."""
+        plan, reporter = self._plan, self._writer.reporter
+        if plan.restore is not None and not plan.finished and reporter is not None:
+            reporter.resumed(fit=plan.fit, epoch=plan.epoch, step=plan.step)
         if not self._policy.weights_only and keras_internals.has_variables(self._model):
             self._writer.call(partial(prepare_card, fingerprint.io_spec(self._model)))
 

@@ -15,6 +15,7 @@ from mlflow_ckpt.errors import ConfigError, SaveFailed
 from mlflow_ckpt.ground import open_journal
 from mlflow_ckpt.pending import PendingSave, SaveRequest
 from mlflow_ckpt.record import Checkpoint, Position, Run, Series
+from mlflow_ckpt.reporter import Reporter, is_wanted
 from mlflow_ckpt.selector import validate_series
 from mlflow_ckpt.spool import Spool
 from mlflow_ckpt.store import Store
@@ -190,7 +191,11 @@ def _lane(store: Store, run: Run, series: str) -> _Lane:
         if key not in _LANES:
             spool = Spool()
             journal = open_journal(store, run, series, spool)
-            _LANES[key] = _Lane(Writer(store, run, journal, spool=spool))
+            reporter = None
+            if is_wanted():
+                # No end of a fit brings the report up to date: each save does, if it can.
+                reporter = Reporter(store, run.run_id, series, first_s=0.0, again_s=1.0)
+            _LANES[key] = _Lane(Writer(store, run, journal, spool=spool, reporter=reporter))
         return _LANES[key]
 
 

@@ -124,6 +124,14 @@ class Meter:
         self._steps: deque[float] = deque(maxlen=_STEPS)
         self._step_began = 0.0
         self._owing: float | None = None
+        self._owing_step: int | None = None
+        self._stall_of: dict[int, float] = {}
+
+    @property
+    def stall_of(self) -> dict[int, float]:
+        """Milliseconds that training lost by each of the last 1,000 checkpoints, by its step."""
+        with self._lock:
+            return dict(self._stall_of)
 
     def step_began(self) -> None:
         """Note that a batch begins. Called for every batch: it must cost next to nothing."""
@@ -138,8 +146,8 @@ class Meter:
             self._settle(now - self._step_began)
         return now
 
-    def saved(self, hook_began: float) -> None:
-        """Note that a hook, begun at `hook_began`, has made a checkpoint and ends now."""
+    def saved(self, hook_began: float, step: int | None = None) -> None:
+        """Note that a hook, begun at `hook_began`, has made the checkpoint of `step`, and ends."""
         hook_ms = (perf_counter() - hook_began) * 1e3
         self.finish()
         with self._lock:
@@ -147,7 +155,7 @@ class Meter:
                 self._first_hook_ms = hook_ms
             else:
                 self._hook_ms.append(hook_ms)
-        self._owing = hook_ms
+        self._owing, self._owing_step = hook_ms, step
 
     def finish(self) -> None:
         """Close the account of a checkpoint that no step follows."""
@@ -189,8 +197,13 @@ class Meter:
 
     def _settle(self, step_s: float) -> None:
         median = statistics.median(self._steps) if self._steps else step_s
+        stall_ms = (self._owing or 0.0) + max(0.0, step_s - median) * 1e3
         with self._lock:
-            self._stall_ms.append((self._owing or 0.0) + max(0.0, step_s - median) * 1e3)
+            self._stall_ms.append(stall_ms)
+            if self._owing_step is not None:
+                self._stall_of[self._owing_step] = stall_ms
+                while len(self._stall_of) > LAST:
+                    del self._stall_of[next(iter(self._stall_of))]
         self._owing = None
 
 

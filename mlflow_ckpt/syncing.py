@@ -26,6 +26,7 @@ from mlflow_ckpt.errors import (
 from mlflow_ckpt.journal import Journal
 from mlflow_ckpt.lease import Lease
 from mlflow_ckpt.record import Run
+from mlflow_ckpt.reporter import bring_up_to_date
 from mlflow_ckpt.spool import Spool, journals
 from mlflow_ckpt.store import Store, portable_uri, use_tracking_uri
 
@@ -187,6 +188,7 @@ def _sync_one(waiting: Waiting, uri: str, told: Callable[[Waiting, Entry], None]
                     deliver_now(
                         store, journal, claim=lease, told=count, again=again, refused=refused
                     )
+                    bring_up_to_date(store, run.run_id)
                     if ended and run.status == "RUNNING" and journal.writer_is_gone:
                         store.end_run(run, "FINISHED")
                 break

@@ -141,7 +141,7 @@ class Training:
         if self._inside_epochs:
             is_due = policy.due(self._options.saves.every, self._moment(epoch_ended=False))
             if is_due and self._save_inside(must=False):
-                self._meter.saved(began)
+                self._meter.saved(began, self.counts.step)
             self._asked_step = self.counts.step
         return True
 
@@ -176,7 +176,7 @@ class Training:
                 self._saver.remember()
             if saved:
                 self._saved_step = counts.step
-                self._meter.saved(began)
+                self._meter.saved(began, counts.step)
         else:
             self._saver.log_epoch(counts, metrics)
         self._asked_step = counts.step

@@ -30,10 +30,11 @@ from mlflow_ckpt.errors import (
 )
 from mlflow_ckpt.fetched import twice
 from mlflow_ckpt.manifest import FILENAME, Manifest
-from mlflow_ckpt.record import Checkpoint, Run
+from mlflow_ckpt.record import VERIFIED_TAG_PREFIX, Checkpoint, Run, Series
+from mlflow_ckpt.reporter import bring_up_to_date
 from mlflow_ckpt.resolver import some_series
 from mlflow_ckpt.say import say
-from mlflow_ckpt.store import Store
+from mlflow_ckpt.store import Store, now_ms
 
 State = Literal["whole", "mended", "marked", "altered", "corrupt", "unreadable", "gone"]
 
@@ -77,6 +78,11 @@ class Verdict:
     marked: bool = False
     files: int = 0
     bytes: int = 0
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every byte was read, and the server knows what was found."""
+        return self.marked if self.state == "corrupt" else self.state in ("whole", "mended", "gone")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,22 +174,37 @@ def _collect(verdicts: Iterator[Verdict], seen: Callable[[Verdict], None] | None
 
 
 def _of_run(store: Store, run: Run, series: str | None, mark: bool) -> Iterator[Verdict]:
+    read = False
     for facts in some_series(run, series):
-        found, unreadable = store.upkeep.in_hand(run, facts)
-        for checkpoint, state in sorted(found, key=lambda each: _place(each[0])):
-            yield _judge(store, checkpoint, was_bad=state == "corrupt", mark=mark)
-        for trace, error in unreadable:
-            fault = Fault(path="tags", expected="those of a checkpoint", found=str(error))
-            yield Verdict(
-                run_id=run.run_id,
-                series=facts.name,
-                name=trace.name,
-                model_id=trace.model_id,
-                epoch=trace.epoch,
-                step=trace.step,
-                state="unreadable",
-                faults=(fault,),
-            )
+        began, verdicts = now_ms(), list[Verdict]()
+        for verdict in _of_series(store, run, facts, mark):
+            verdicts.append(verdict)
+            yield verdict
+        if mark and verdicts:
+            read = True
+            if all(each.is_settled for each in verdicts):
+                tag = {VERIFIED_TAG_PREFIX + facts.name: str(began)}
+                _tell(partial(store.set_tags, run, tag))
+    if read:
+        bring_up_to_date(store, run.run_id)
+
+
+def _of_series(store: Store, run: Run, series: Series, mark: bool) -> Iterator[Verdict]:
+    found, unreadable = store.upkeep.in_hand(run, series)
+    for checkpoint, state in sorted(found, key=lambda each: _place(each[0])):
+        yield _judge(store, checkpoint, was_bad=state == "corrupt", mark=mark)
+    for trace, error in unreadable:
+        fault = Fault(path="tags", expected="those of a checkpoint", found=str(error))
+        yield Verdict(
+            run_id=run.run_id,
+            series=series.name,
+            name=trace.name,
+            model_id=trace.model_id,
+            epoch=trace.epoch,
+            step=trace.step,
+            state="unreadable",
+            faults=(fault,),
+        )
 
 
 def _place(checkpoint: Checkpoint) -> tuple[int, int]:

@@ -6,8 +6,8 @@
 
 The training thread makes no request and waits for no server: it waits, at most, for the
 checkpoint before to be on the disk. Whatever is handed over reaches the server in the order
-of the calls, so that who finds a checkpoint also finds what was logged before it. Failures
-are kept until `raise_failures`. Times are seconds, sizes bytes.
+of the calls, so that who finds a checkpoint also finds what was logged before it. Failures are
+kept until `raise_failures`. Times are seconds, sizes bytes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mlflow_ckpt import parcel
 from mlflow_ckpt.contents import entry_data, write_files
 from mlflow_ckpt.deliverer import Deliverer
 from mlflow_ckpt.delivery import Claim, Delivery
-from mlflow_ckpt.errors import CheckpointError, SnapshotTorn, StoreError
+from mlflow_ckpt.errors import SnapshotTorn
 from mlflow_ckpt.failures import Failures
 from mlflow_ckpt.job import Job
 from mlflow_ckpt.journal import Journal
@@ -31,6 +31,7 @@ from mlflow_ckpt.outcomes import Outcomes
 from mlflow_ckpt.pending import Activity, PendingSave, SaveRequest
 from mlflow_ckpt.policy import Keep
 from mlflow_ckpt.record import Checkpoint, MetricRow, Run
+from mlflow_ckpt.reporter import Reporter
 from mlflow_ckpt.say import say
 from mlflow_ckpt.spool import Spool
 from mlflow_ckpt.stats import Meter
@@ -53,6 +54,7 @@ class Writer:
         meter: Told of every commit and every failure.
         committed: Called with each new checkpoint, on the thread that delivers.
         claim: Says whether this process may write the series.
+        reporter: Keeps the run's report up to date.
     """
 
     def __init__(
@@ -66,8 +68,9 @@ class Writer:
         meter: Meter | None = None,
         committed: Callable[[Checkpoint], None] | None = None,
         claim: Claim | None = None,
+        reporter: Reporter | None = None,
     ) -> None:
-        self.journal, self.run_id = journal, run.run_id
+        self.journal, self.run_id, self.reporter = journal, run.run_id, reporter
         self._spool = spool
         self._keep = keep
         self._meter = meter or Meter()
@@ -75,9 +78,14 @@ class Writer:
         self._worker = Worker(key)
         self._failures = Failures()
         self._claim, self._left = claim, False
-        delivery = Delivery(store, journal, claim=claim, failed=self._keep_failure)
+        delivery = Delivery(store, journal, claim=claim, failed=self._failures.keep)
         self._outcomes = Outcomes(
-            run.run_id, self._failures, delivery.find, meter=self._meter, committed=committed
+            run.run_id,
+            self._failures,
+            delivery.find,
+            meter=self._meter,
+            committed=committed,
+            reporter=reporter,
         )
         self._deliverer = Deliverer(
             journal,
@@ -161,6 +169,8 @@ class Writer:
 
     def put(self, kind: str, data: Mapping[str, Any]) -> None:
         """Let the server hear something else, in turn: see `delivery.py`."""
+        if self.reporter is not None and kind in (parcel.END, parcel.STATUS):
+            self.reporter.ending()
         self.call(lambda: self._append(kind, data))
 
     def call(self, action: Callable[[], object]) -> None:
@@ -185,6 +195,8 @@ class Writer:
     def leave(self) -> None:
         """Hand over nothing more: give the claim up once everything is delivered."""
         self._left = True
+        if self.reporter is not None:
+            self.reporter.ending()
         self.call(self._deliverer.wake)
 
     def stop(self) -> None:
@@ -221,7 +233,7 @@ class Writer:
                 # The next one is copied: training need not end for this one.
                 say(str(error))
             else:
-                self._keep_failure(failure, job.pending, passing=isinstance(error, OSError))
+                self._failures.keep(failure, job.pending, passing=isinstance(error, OSError))
             self._activity = Activity()
             job.fail(failure)
             return
@@ -299,24 +311,7 @@ class Writer:
         self._deliverer.wake()
 
     def _try(self, action: Callable[[], object]) -> None:
-        try:
-            action()
-        except CheckpointError as error:
-            failure: CheckpointError = error
-        except Exception as error:  # noqa: BLE001 (kept, and raised by `raise_failures`)
-            where = self.journal.path if isinstance(error, OSError) else f"run {self.run_id}"
-            failure = StoreError(f"Could not write to {where}: {error!r}")
-            failure.__cause__ = error
-            self._keep_failure(failure, passing=isinstance(error, OSError))
-            return
-        else:
-            return
-        self._keep_failure(failure)
-
-    def _keep_failure(
-        self, error: BaseException, pending: PendingSave | None = None, *, passing: bool = False
-    ) -> None:
-        self._failures.keep(error, pending, passing=passing)
+        self._failures.attempt(action, self.run_id, self.journal.path)
 
     # --- on the deliverer's thread --------------------------------------------
 

@@ -253,6 +253,7 @@ def get_run(client: MlflowClient, run_id: str) -> Run:
         params=dict(found.data.params),
         metric_names=frozenset(found.data.metrics),
         links=len(found.outputs.model_outputs) if found.outputs else 0,
+        artifact_uri=found.info.artifact_uri,
     )
 
 

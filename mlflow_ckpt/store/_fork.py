@@ -45,6 +45,7 @@ def new_run(client: MlflowClient, beside: Run, name: str, tags: Mapping[str, str
         name=made.info.run_name or "",
         status=made.info.status,
         tags=dict(made.data.tags),
+        artifact_uri=made.info.artifact_uri,
     )
 
 

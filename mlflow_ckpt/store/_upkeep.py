@@ -116,15 +116,22 @@ class Upkeep:
         """
         found: list[tuple[Checkpoint, str]] = []
         unreadable: list[tuple[Trace, ManifestError]] = []
+        for trace, readable in self.seen(run, series):
+            if isinstance(readable, Checkpoint):
+                found.append((readable, trace.state))
+            else:
+                unreadable.append((trace, readable))
+        return found, unreadable
+
+    def seen(self, run: Run, series: Series) -> Iterator[tuple[Trace, Checkpoint | ManifestError]]:
+        """Every committed or quarantined checkpoint, newest first, or why its tags are none."""
         clauses = [f"source_run_id = '{run.run_id}'", _query.tag(SERIES_TAG, series.name)]
         for model in self._search([run.experiment_id], clauses):
-            state = model.tags.get(COMPLETE_TAG, "")
-            if state in ("true", "corrupt"):
+            if model.tags.get(COMPLETE_TAG, "") in ("true", "corrupt"):
                 try:
-                    found.append((_query.to_checkpoint(model, series), state))
+                    yield trace_of(model), _query.to_checkpoint(model, series)
                 except ManifestError as error:
-                    unreadable.append((trace_of(model), error))
-        return found, unreadable
+                    yield trace_of(model), error
 
     def traces(self, run: Run, series: Series) -> list[Trace]:
         """Every LoggedModel of a series, in whatever state, newest first."""
