@@ -14,9 +14,9 @@ import keras
 
 from mlflow_ckpt import keras_internals, plain_json
 from mlflow_ckpt.errors import ModelNotLoadable
-from mlflow_ckpt.formats import first_line
 from mlflow_ckpt.mapped import MappedWeights
 from mlflow_ckpt.safe_config import work_of
+from mlflow_ckpt.say import first_line
 
 # Bytes of variables that a model may have beyond those in its file: seeds, metrics.
 _SLACK = 64 << 20

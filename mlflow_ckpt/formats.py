@@ -18,9 +18,9 @@ import keras
 
 from mlflow_ckpt import members
 from mlflow_ckpt.errors import SaveFailed
+from mlflow_ckpt.say import first_line
 
-MODEL, WEIGHTS, CONFIG = members.MODEL, members.WEIGHTS, members.CONFIG
-MEMBER = "model.weights.h5"
+MODEL, WEIGHTS, CONFIG, MEMBER = members.MODEL, members.WEIGHTS, members.CONFIG, members.MEMBER
 
 
 def write_model(model: keras.Model, directory: Path) -> None:
@@ -81,9 +81,3 @@ def unserializable(model: keras.Model, error: Exception) -> SaveFailed:
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of a message of Keras's, as a sentence."""
-    text = str(error).strip().partition("\n")[0] or type(error).__name__
-    return text if text.endswith(".") else f"{text}."

@@ -12,13 +12,14 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 
 from mlflow_ckpt import fingerprint, keras_internals
+from mlflow_ckpt.contrast import places, short
 from mlflow_ckpt.errors import ResumeMismatch
 
 # What a position within an epoch stands on.
@@ -113,12 +114,12 @@ def differences(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> lis
     if before is None:
         return []
     found = [
-        Difference("optimizer", where, _short(old), _short(new))
-        for where, old, new in _compare(before["optimizer"], now["optimizer"], "model")
+        Difference("optimizer", where, short(old), short(new))
+        for where, old, new in places(before["optimizer"], now["optimizer"], "model")
     ]
     found += [
-        Difference("loss", where, _short(old), _short(new))
-        for where, old, new in _compare(before["loss"], now["loss"], "loss")
+        Difference("loss", where, short(old), short(new))
+        for where, old, new in places(before["loss"], now["loss"], "loss")
     ]
     if before["data"] and now["data"]:
         found += _data_differences(before["data"], now["data"])
@@ -128,10 +129,10 @@ def differences(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> lis
 def _data_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
     parts = [(part, part) for part in sorted(DATA_PARTS)] + [("samples", "cardinality")]
     return [
-        Difference(part, where, _short(old), _short(new))
+        Difference(part, where, short(old), short(new))
         for name, part in parts
         if name in before and name in now  # not every kind of input has every one
-        for where, old, new in _compare(before[name], now[name], f"input.{name}")
+        for where, old, new in places(before[name], now[name], f"input.{name}")
     ]
 
 
@@ -153,26 +154,3 @@ def refuse(found: Sequence[Difference], allow: Sequence[str], *, source: str) ->
         f"allow=({names}))); or start a new run from there with ckpt.fork or ckpt.warm_start.",
         differences=tuple(map(str, refused)),
     )
-
-
-def _compare(before: Any, now: Any, where: str) -> Iterator[tuple[str, Any, Any]]:
-    """The places at which two trees of plain values differ."""
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        if before.get("class") != now.get("class"):
-            # Each class has arguments of its own; to list them all would tell nobody anything.
-            yield f"{where}.class", before.get("class"), now.get("class")
-            return
-        for key in sorted({*before, *now}):
-            yield from _compare(before.get(key), now.get(key), f"{where}.{key}")
-    elif _number(before) != _number(now):
-        yield where, before, now
-
-
-def _number(value: Any) -> Any:
-    """JSON keeps 1 and 1.0 apart, and a tuple is a list to it."""
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _short(value: Any) -> str:
-    text = "nothing" if value is None else json.dumps(value, default=str)
-    return text if len(text) <= 160 else f"{text[:157]}..."

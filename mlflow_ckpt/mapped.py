@@ -29,9 +29,10 @@ import numpy as np
 
 from mlflow_ckpt import hdf5, zipped
 from mlflow_ckpt.errors import ModelNotLoadable
-from mlflow_ckpt.formats import MEMBER, first_line
 from mlflow_ckpt.hdf5 import Stored
 from mlflow_ckpt.hdf5_types import Unlike
+from mlflow_ckpt.members import MEMBER
+from mlflow_ckpt.say import first_line
 
 # What h5py and HDF5 raise for a file that is not what it says.
 _UNREADABLE = (Unlike, OSError, RuntimeError, ValueError, LookupError, TypeError, OverflowError)
@@ -46,6 +47,7 @@ class MappedWeights:
         h5: The file's metadata, for HDF5 to read. Every object in it was checked.
         stored: Every dataset.
         content: The bytes of the weights file.
+        start: Where they begin in `file`.
         members: Names of what else a `.keras` file holds.
 
     Raises:
@@ -56,6 +58,7 @@ class MappedWeights:
     h5: h5py.File
     stored: list[Stored]
     content: memoryview
+    start: int
 
     def __init__(self, file: BinaryIO) -> None:
         with contextlib.ExitStack() as undo:
@@ -65,7 +68,7 @@ class MappedWeights:
             undo.callback(self._bytes.release)
             try:
                 self._members, weights = _take_apart(self._bytes)
-                self._start = weights.start
+                self.start = weights.start
                 self.content = self._bytes[weights.start : weights.start + weights.size]
                 undo.callback(self.content.release)
                 self.stored, self.h5 = opened(self.content)
@@ -127,7 +130,7 @@ class MappedWeights:
         They come back if they are read again.
         """
         if isinstance(self._map, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-            start = self._start + dataset.id.get_offset()
+            start = self.start + dataset.id.get_offset()
             first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
             length = (start + dataset.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
             if length > 0:

@@ -6,3 +6,5 @@ MODEL = "data/model.keras"
 WEIGHTS = "data/model.weights.h5"
 CONFIG = "data/config.json"
 STATE = "state/training_state.h5"
+# The weights inside a `.keras` file.
+MEMBER = "model.weights.h5"

@@ -23,9 +23,10 @@ import keras
 from mlflow_ckpt import allowance, fingerprint, keras_internals
 from mlflow_ckpt.allowance import bounded
 from mlflow_ckpt.errors import ArchitectureMissing, ModelMismatch, ModelNotLoadable
-from mlflow_ckpt.formats import CONFIG, MODEL, WEIGHTS, first_line
+from mlflow_ckpt.formats import CONFIG, MODEL, WEIGHTS
 from mlflow_ckpt.mapped import MappedWeights
 from mlflow_ckpt.safe_config import refuse_code
+from mlflow_ckpt.say import first_line
 
 _logger = logging.getLogger("mlflow_ckpt")
 

@@ -18,6 +18,12 @@ def say(text: str) -> None:
         print(f"\nmlflow_ckpt: {text}", flush=True)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of a message of another library's, as a sentence."""
+    text = str(error).strip().partition("\n")[0] or type(error).__name__
+    return text if text.endswith(".") else f"{text}."
+
+
 @contextmanager
 def say_on_stderr() -> Iterator[None]:
     """Meanwhile stdout belongs to what a command prints for others to read."""
