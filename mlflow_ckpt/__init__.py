@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlflow_ckpt.callback import MlflowCheckpoint
+    from mlflow_ckpt.downloading import download
     from mlflow_ckpt.epoch_data import EpochData
     from mlflow_ckpt.errors import CheckpointError
     from mlflow_ckpt.explaining import Explanation, explain
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
     from mlflow_ckpt.forking import fork
     from mlflow_ckpt.interrupt import Interrupt
     from mlflow_ckpt.listing import list_checkpoints
-    from mlflow_ckpt.loader import download, load_model, load_weights
+    from mlflow_ckpt.loader import load_model, load_weights
     from mlflow_ckpt.pending import PendingSave
     from mlflow_ckpt.policy import Every, Keep
     from mlflow_ckpt.pruning import Pruned, pin, prune, unpin
     from mlflow_ckpt.record import Checkpoint
+    from mlflow_ckpt.registering import Registered, register
+    from mlflow_ckpt.reporter import write_report
     from mlflow_ckpt.resolver import resolve
     from mlflow_ckpt.resume_option import Resume
     from mlflow_ckpt.saving import save, save_async
@@ -46,11 +49,12 @@ _HOMES = {
     "MlflowCheckpoint": "callback",
     "PendingSave": "pending",
     "Pruned": "pruning",
+    "Registered": "registering",
     "Resume": "resume_option",
     "Spool": "spool",
     "Stats": "stats",
     "Verification": "verifying",
-    "download": "loader",
+    "download": "downloading",
     "explain": "explaining",
     "export": "exporting",
     "fork": "forking",
@@ -59,12 +63,14 @@ _HOMES = {
     "load_weights": "loader",
     "pin": "pruning",
     "prune": "pruning",
+    "register": "registering",
     "resolve": "resolver",
     "save": "saving",
     "save_async": "saving",
     "unpin": "pruning",
     "verify": "verifying",
     "warm_start": "warm_starting",
+    "write_report": "reporter",
 }
 
 __all__ = [
@@ -78,6 +84,7 @@ __all__ = [
     "MlflowCheckpoint",
     "PendingSave",
     "Pruned",
+    "Registered",
     "Resume",
     "Spool",
     "Stats",
@@ -92,12 +99,14 @@ __all__ = [
     "load_weights",
     "pin",
     "prune",
+    "register",
     "resolve",
     "save",
     "save_async",
     "unpin",
     "verify",
     "warm_start",
+    "write_report",
 ]
 
 logging.getLogger("mlflow_ckpt").addHandler(logging.NullHandler())

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import click
 
-from mlflow_ckpt.cli_options import of_a_run, param_option, run_id_argument, selector_argument
+from mlflow_ckpt.cli_options import (
+    echo_json,
+    json_option,
+    of_a_run,
+    param_option,
+    run_id_argument,
+    selector_argument,
+)
 
 
 @click.command()
@@ -12,8 +19,9 @@ from mlflow_ckpt.cli_options import of_a_run, param_option, run_id_argument, sel
 @selector_argument
 @param_option("Override a parameter of the run.")
 @click.option("--name", metavar="TEXT", help="Name of the new run.")
+@json_option
 @of_a_run
-def fork(run_id: str, which: str, params: dict[str, str], name: str | None) -> None:
+def fork(run_id: str, which: str, params: dict[str, str], name: str | None, as_json: bool) -> None:
     """Make a new run that starts at a checkpoint of this one.
 
     SELECTOR is latest if left out. The run itself stays as it is. Prints the new run's ID, and on
@@ -26,5 +34,9 @@ def fork(run_id: str, which: str, params: dict[str, str], name: str | None) -> N
     from mlflow_ckpt import forking
 
     new = forking.fork(run_id, which, params=params, name=name)
-    click.echo(new)
-    click.echo(f"Continue it with:\n  {forking.continue_command(new)}", err=True)
+    command = forking.continue_command(new)
+    if as_json:
+        echo_json({"run_id": new, "parent": run_id, "selector": which, "continue": command})
+    else:
+        click.echo(new)
+        click.echo(f"Continue it with:\n  {command}", err=True)

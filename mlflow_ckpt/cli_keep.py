@@ -6,10 +6,13 @@ from pathlib import Path
 
 import click
 
+from mlflow_ckpt.cli_bar import shown
 from mlflow_ckpt.cli_options import (
+    checkpoint_json,
     echo_json,
     guarded,
     json_option,
+    needed_selector_argument,
     of_a_run,
     run_id_argument,
     uri_option,
@@ -21,10 +24,11 @@ _COUNT = click.IntRange(min=1)
 
 @click.command()
 @run_id_argument
-@click.argument("which", metavar="SELECTOR")
+@needed_selector_argument
 @click.option("--remove", is_flag=True, help="Unpin it.")
+@json_option
 @of_a_run
-def pin(run_id: str, which: str, remove: bool) -> None:
+def pin(run_id: str, which: str, remove: bool, as_json: bool) -> None:
     """Keep one checkpoint, whatever a keep policy says.
 
     Prints its name.
@@ -36,7 +40,11 @@ def pin(run_id: str, which: str, remove: bool) -> None:
     """
     from mlflow_ckpt import pruning
 
-    click.echo((pruning.unpin if remove else pruning.pin)(run_id, which).name)
+    checkpoint = (pruning.unpin if remove else pruning.pin)(run_id, which)
+    if as_json:
+        echo_json({**checkpoint_json(checkpoint), "pinned": not remove})
+    else:
+        click.echo(checkpoint.name)
 
 
 @click.command()
@@ -77,7 +85,8 @@ def prune(
     from mlflow_ckpt.policy import Keep
 
     keep = Keep(last=last, best=best, every=every) if named else None
-    found = pruning.prune(run_id, keep, series=series, corrupt=corrupt, dry_run=dry_run)
+    with shown("deleting", "checkpoints"):
+        found = pruning.prune(run_id, keep, series=series, corrupt=corrupt, dry_run=dry_run)
     if as_json:
         echo_json([each.to_dict() for each in found])
     else:
@@ -140,7 +149,8 @@ def gc(
             keep_report.print_collected(found, dry_run=dry_run)
 
     try:
-        found.extend(collector.collect(experiment, spool))
+        with shown("looking", "checkpoints"):
+            found.extend(collector.collect(experiment, spool))
     except CheckpointError:
         if found:  # What is gone is gone, whatever came then.
             show()

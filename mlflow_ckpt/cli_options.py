@@ -1,6 +1,8 @@
-"""What the commands of `mlflow-ckpt` share: options, quiet libraries, and how they fail.
+"""What the commands of `mlflow-ckpt` share: options, one JSON document, and how they fail.
 
-Nothing heavy is imported here, and MLflow only when a command runs.
+With `--json`, stdout holds one document and nothing else: what the command found, or, where it
+found nothing because it failed, an object with `error` and `type`. What a library prints goes to
+stderr. Nothing heavy is imported here, and MLflow only when a command runs.
 """
 
 from __future__ import annotations
@@ -9,13 +11,20 @@ import functools
 import json
 import logging
 import os
-from collections.abc import Callable
-from typing import Any
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlflow_ckpt.cli_complete import run_ids, selectors
+from mlflow_ckpt.cli_group import is_stdout_closed
 from mlflow_ckpt.errors import CheckpointError
 from mlflow_ckpt.say import say_on_stderr
+
+if TYPE_CHECKING:
+    from mlflow_ckpt.record import Checkpoint
 
 Command = Callable[..., None]
 
@@ -29,8 +38,16 @@ ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
 
-run_id_argument = click.argument("run_id", metavar="RUN_ID")
-selector_argument = click.argument("which", metavar="[SELECTOR]", default="latest")
+# What a command notes in `click.Context.meta`: the stdout that a document still has to go to,
+# and the environment before it was made quiet.
+_STDOUT = "mlflow_ckpt.stdout"
+_ENVIRONMENT = "mlflow_ckpt.environment"
+
+run_id_argument = click.argument("run_id", metavar="RUN_ID", shell_complete=run_ids)
+selector_argument = click.argument(
+    "which", metavar="[SELECTOR]", default="latest", shell_complete=selectors
+)
+needed_selector_argument = click.argument("which", metavar="SELECTOR", shell_complete=selectors)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 debug_option = click.option("--debug", is_flag=True, help="Show the traceback of a failure.")
 
@@ -46,10 +63,11 @@ def of_a_run(function: Command) -> Command:
     @uri_option("Where the run is recorded.  [default: MLFLOW_TRACKING_URI, else ./mlflow.db]")
     @functools.wraps(function)
     def run(*, tracking_uri: str | None, **arguments: Any) -> None:
+        from mlflow_ckpt.cli_address import named
         from mlflow_ckpt.store import use_tracking_uri
 
         use_tracking_uri(tracking_uri)
-        function(**arguments)
+        function(**named(arguments))
 
     return guarded(run)
 
@@ -60,18 +78,76 @@ def guarded(function: Command) -> Command:
     @debug_option
     @functools.wraps(function)
     def run(*, debug: bool, **arguments: Any) -> None:
+        _meta()[_ENVIRONMENT] = dict(os.environ)
         be_quiet()
         try:
-            with say_on_stderr():
+            with say_on_stderr(), _one_document(bool(arguments.get("as_json"))):
                 function(**arguments)
-        except (BrokenPipeError, click.ClickException):
-            raise
         except Exception as error:
-            if debug:
+            if debug or _is_told(error):
                 raise
             raise click.ClickException(one_line(error)) from error
 
     return run
+
+
+def _is_told(error: Exception) -> bool:
+    """Whether an exception is no failure, or one that click tells in a line of its own."""
+    if isinstance(error, BrokenPipeError):
+        return is_stdout_closed()
+    return isinstance(error, click.ClickException | click.exceptions.Exit | click.Abort)
+
+
+@contextmanager
+def _one_document(as_json: bool) -> Iterator[None]:
+    """Keep stdout for what `echo_json` prints, and see that a failure prints something too."""
+    if not as_json:
+        yield
+        return
+    meta = _meta()
+    meta[_STDOUT] = sys.stdout
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except Exception as error:
+        is_failure = isinstance(error, click.ClickException) or not _is_told(error)
+        if _STDOUT in meta and is_failure and not isinstance(error, click.UsageError):
+            echo_json({"error": one_line(error), "type": type(error).__name__})
+        raise
+    finally:
+        meta.pop(_STDOUT, None)
+
+
+def echo_json(value: object) -> None:
+    """Print the JSON document of a command, as every reader takes it: no NaN."""
+    text = json.dumps(value, indent=2, allow_nan=False)
+    click.echo(text, file=_meta().pop(_STDOUT, None))
+
+
+def checkpoint_json(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Which checkpoint a command took, as JSON values."""
+    return {
+        "run_id": checkpoint.run_id,
+        "series": checkpoint.series,
+        "name": checkpoint.name,
+        "model_id": checkpoint.model_id,
+        "uri": checkpoint.uri,
+        "epoch": checkpoint.epoch,
+        "step": checkpoint.step,
+        "bytes": checkpoint.bytes,
+        "skipped": [vars(each) for each in checkpoint.skipped],
+    }
+
+
+def original_environment() -> Mapping[str, str]:
+    """The environment as it was before this command made libraries quiet in it."""
+    found: Mapping[str, str] = _meta().get(_ENVIRONMENT, os.environ)
+    return found
+
+
+def _meta() -> dict[str, Any]:
+    context = click.get_current_context(silent=True)
+    return {} if context is None else context.meta
 
 
 def be_quiet() -> None:
@@ -83,15 +159,12 @@ def be_quiet() -> None:
 
 def one_line(error: Exception) -> str:
     """An error as a person is to read it."""
-    text = " ".join(str(error).split())
-    if isinstance(error, (CheckpointError, OSError)):
+    text = " ".join(
+        (error.message if isinstance(error, click.ClickException) else str(error)).split()
+    )
+    if isinstance(error, (CheckpointError, OSError, click.ClickException)):
         return text
     return f"{type(error).__name__}: {text} (--debug shows the traceback)"
-
-
-def echo_json(value: object) -> None:
-    """Print JSON that every reader takes: no NaN."""
-    click.echo(json.dumps(value, indent=2, allow_nan=False))
 
 
 def param_option(what: str) -> Callable[[Command], Command]:

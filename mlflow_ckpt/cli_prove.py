@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import click
 
 from mlflow_ckpt.cli_options import (
-    be_quiet,
-    debug_option,
+    guarded,
     json_option,
-    one_line,
+    original_environment,
     param_option,
     uri_option,
 )
@@ -41,9 +39,9 @@ def _batches(
     help="Training batches after which to kill it.  [default: one third and two thirds]",
 )
 @uri_option("Where the runs are recorded, and stay.  [default: a temporary database]")
-@debug_option
 @json_option
-def prove(*, debug: bool, **arguments: Any) -> None:
+@guarded
+def prove(**arguments: Any) -> None:
     """Prove that a project resumes exactly.
 
     PROJECT is what `mlflow run` takes. It is trained once to the end and once killed by SIGKILL
@@ -55,15 +53,7 @@ def prove(*, debug: bool, **arguments: Any) -> None:
       mlflow-ckpt prove projects/digits -P epochs=3
       mlflow-ckpt prove . --kill-at 120,300 --json
     """
-    environment = dict(os.environ)  # Ours is about to be made quiet.
-    be_quiet()
-    try:
-        from mlflow_ckpt.proving import prove_project
+    from mlflow_ckpt.proving import prove_project
 
-        exact = prove_project(**arguments, environment=environment)
-    except Exception as error:
-        if debug:
-            raise
-        raise click.ClickException(one_line(error)) from error
-    if not exact:
+    if not prove_project(**arguments, environment=original_environment()):
         raise SystemExit(1)

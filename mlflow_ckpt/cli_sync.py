@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
+from mlflow_ckpt.cli_complete import run_ids
 from mlflow_ckpt.cli_options import guarded, json_option, uri_option
 
 
 @click.command()
-@click.argument("run_id", metavar="[RUN_ID]", required=False)
+@click.argument("run_id", metavar="[RUN_ID]", required=False, shell_complete=run_ids)
 @click.option("--all", "everywhere", is_flag=True, help="The runs of every tracking server.")
 @click.option("--dry-run", is_flag=True, help="List what waits. Asks no server.")
 @click.option(
@@ -46,10 +47,12 @@ def sync(
     if run_id and everywhere:
         raise click.UsageError("Give RUN_ID or --all: a run's series are one server's.")
     from mlflow_ckpt import sync_report
+    from mlflow_ckpt.cli_address import named
     from mlflow_ckpt.store import use_tracking_uri
 
     if tracking_uri is not None:
         use_tracking_uri(tracking_uri)
+    run_id = named({"run_id": run_id})["run_id"]
     scope = sync_report.Scope(run_id=run_id, folder=spool, everywhere=everywhere)
     if dry_run:
         sync_report.print_waiting(scope, as_json=as_json)

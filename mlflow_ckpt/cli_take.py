@@ -7,10 +7,20 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlflow_ckpt.cli_options import of_a_run, run_id_argument, selector_argument
+from mlflow_ckpt.cli_bar import shown
+from mlflow_ckpt.cli_options import (
+    checkpoint_json,
+    echo_json,
+    json_option,
+    needed_selector_argument,
+    of_a_run,
+    run_id_argument,
+    selector_argument,
+)
 
 if TYPE_CHECKING:
     from mlflow_ckpt.exporting import Format
+    from mlflow_ckpt.record import Checkpoint
 
 # Those of `exporting.Format`, whose module brings Keras; a test compares the two.
 FORMATS = ("keras", "weights", "h5", "saved_model", "tf")
@@ -27,8 +37,9 @@ FORMATS = ("keras", "weights", "h5", "saved_model", "tf")
     show_default=True,
     help="Folder in which the checkpoint gets a folder of its own.",
 )
+@json_option
 @of_a_run
-def pull(run_id: str, which: str, dst: Path) -> None:
+def pull(run_id: str, which: str, dst: Path, as_json: bool) -> None:
     """Download one checkpoint, every byte verified.
 
     SELECTOR is latest if left out. Prints the folder, in which plain Keras opens
@@ -38,14 +49,16 @@ def pull(run_id: str, which: str, dst: Path) -> None:
     Example:
       mlflow-ckpt pull 2440a0191a3148b8a59dc32e1d92c259 best --dst checkpoints
     """
-    from mlflow_ckpt.loader import download
+    from mlflow_ckpt import downloading
 
-    click.echo(download(run_id, which, dst))
+    with shown("downloading"):
+        checkpoint, path = downloading.pull(run_id, which, dst)
+    _print(checkpoint, path, as_json=as_json)
 
 
 @click.command()
 @run_id_argument
-@click.argument("which", metavar="SELECTOR")
+@needed_selector_argument
 @click.option(
     "--format",
     type=click.Choice(FORMATS),
@@ -59,8 +72,9 @@ def pull(run_id: str, which: str, dst: Path) -> None:
     required=True,
     help="File, folder (saved_model) or prefix (tf) to write. It must not exist yet.",
 )
+@json_option
 @of_a_run
-def export(run_id: str, which: str, format: Format, dst: Path) -> None:
+def export(run_id: str, which: str, format: Format, dst: Path, as_json: bool) -> None:
     """Write one checkpoint in a format of other tools.
 
     It is rebuilt from the stored one. Prints the path that it wrote.
@@ -72,4 +86,13 @@ def export(run_id: str, which: str, format: Format, dst: Path) -> None:
     """
     from mlflow_ckpt import exporting
 
-    click.echo(exporting.export(run_id, which, dst, format=format))
+    with shown("reading"):
+        checkpoint, path = exporting.write(run_id, which, dst, format=format)
+    _print(checkpoint, path, as_json=as_json, format=format)
+
+
+def _print(checkpoint: Checkpoint, path: Path, *, as_json: bool, **more: str) -> None:
+    if as_json:
+        echo_json({**checkpoint_json(checkpoint), **more, "path": str(path)})
+    else:
+        click.echo(path)

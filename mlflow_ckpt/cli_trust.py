@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import click
 
+from mlflow_ckpt.cli_bar import shown
+from mlflow_ckpt.cli_complete import run_ids
 from mlflow_ckpt.cli_options import (
     echo_json,
     json_option,
     of_a_run,
+    one_line,
     run_id_argument,
     selector_argument,
 )
@@ -15,7 +18,7 @@ from mlflow_ckpt.errors import CheckpointError
 
 
 @click.command()
-@click.argument("run_id", metavar="[RUN_ID]", required=False)
+@click.argument("run_id", metavar="[RUN_ID]", required=False, shell_complete=run_ids)
 @click.option("--experiment", metavar="NAME", help="Every run of this experiment.")
 @click.option("--series", metavar="NAME", help="Only this series of the run.")
 @click.option("--no-mark", is_flag=True, help="Tell nobody: leave the tags as they are.")
@@ -40,24 +43,27 @@ def verify(
         raise click.UsageError("Give RUN_ID or --experiment, one of them.")
     if experiment and series:
         raise click.UsageError("--series is one of a run: give RUN_ID.")
-    from mlflow_ckpt import trust_report, verifying
+    from mlflow_ckpt import progress, trust_report, verifying
 
     verdicts: list[verifying.Verdict] = []
 
     def seen(verdict: verifying.Verdict) -> None:
         verdicts.append(verdict)
         if not as_json:
-            trust_report.print_verdict(verdict)
+            with progress.hidden():
+                trust_report.print_verdict(verdict)
 
     try:
-        if experiment:
-            found = verifying.verify_experiment(experiment, mark=not no_mark, seen=seen)
-        else:
-            found = verifying.verify(run_id or "", series=series, mark=not no_mark, seen=seen)
+        with shown("reading"):
+            if experiment:
+                found = verifying.verify_experiment(experiment, mark=not no_mark, seen=seen)
+            else:
+                found = verifying.verify(run_id or "", series=series, mark=not no_mark, seen=seen)
     except CheckpointError as error:
         if as_json:
             broken_off = verifying.Verification(verdicts=tuple(verdicts)).to_dict()
-            echo_json({**broken_off, "ok": False, "error": str(error)})
+            failure = {"error": one_line(error), "type": type(error).__name__}
+            echo_json({**broken_off, "ok": False, **failure})
         raise
     if as_json:
         echo_json(found.to_dict())

@@ -15,8 +15,10 @@ from typing import Any, Literal, get_args
 
 import keras
 
+from mlflow_ckpt import progress
 from mlflow_ckpt.errors import ConfigError
-from mlflow_ckpt.loader import load_model
+from mlflow_ckpt.loader import open_model
+from mlflow_ckpt.record import Checkpoint
 from mlflow_ckpt.say import errors_only
 from mlflow_ckpt.selector import Selector
 
@@ -52,13 +54,31 @@ def export(
         ConfigError: If the format is unknown, `dst` has another suffix, or exists.
         ModelNotLoadable, ArchitectureMissing, DigestMismatch: As `load_model`.
     """
+    return write(
+        run_id, which, dst, format=format, custom_objects=custom_objects, safe_mode=safe_mode
+    )[1]
+
+
+def write(
+    run_id: str,
+    which: str | Selector,
+    dst: str | os.PathLike[str],
+    *,
+    format: Format,
+    custom_objects: Mapping[str, Any] | None = None,
+    safe_mode: bool = True,
+) -> tuple[Checkpoint, Path]:
+    """`export`, and which checkpoint it was."""
     if format not in get_args(Format):
         raise ConfigError(
             f"Expected one of {', '.join(get_args(Format))}. Received: format={format!r}"
         )
     target = Path(dst)
     _check_target(target, format)
-    model = load_model(run_id, which, custom_objects=custom_objects, safe_mode=safe_mode)
+    checkpoint, model = open_model(
+        run_id, which, custom_objects=custom_objects, safe_mode=safe_mode
+    )
+    progress.turn_to(f"writing {target.name}")
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=".export-"))
     try:
@@ -68,7 +88,7 @@ def export(
                 path.rename(target.parent / path.name)
     finally:
         shutil.rmtree(partial)
-    return target
+    return checkpoint, target
 
 
 def _check_target(target: Path, format: str) -> None:

@@ -27,6 +27,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO, TypeVar, cast
 
+from mlflow_ckpt import progress
 from mlflow_ckpt.card_content import CARD
 from mlflow_ckpt.errors import FormatTooNew, IntegrityError, StoreError
 from mlflow_ckpt.manifest import Manifest
@@ -92,6 +93,7 @@ class Fetched:
                 return
             self.path = Path(undo.enter_context(TemporaryDirectory(prefix="mlflow-ckpt-")))
             self.manifest = store.manifest(checkpoint, self.path)
+            progress.expect(sum(e.size for path in wanted if (e := self.manifest.entry(path))))
             self.files = store.fetch(
                 checkpoint, self.manifest, wanted, self.path, in_place=in_place
             )
@@ -149,6 +151,7 @@ def bring(store: Store, checkpoint: Checkpoint, directory: Path) -> Manifest:
     """
     manifest = store.manifest(checkpoint, directory)
     paths = [entry.path for entry in manifest.files]
+    progress.expect(manifest.total_bytes)
     for file in store.fetch(checkpoint, manifest, paths, directory).values():
         file.close()
     return manifest

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import click
-from rich.console import Console
 
 from mlflow_ckpt.orphans import Orphan
 from mlflow_ckpt.pruning import Pruned
-from mlflow_ckpt.table import Column, human_bytes, print_columns
+from mlflow_ckpt.table import Column, console, human_bytes, print_columns
 
 
 def print_pruned(found: Sequence[Pruned], *, dry_run: bool) -> None:
@@ -52,4 +51,4 @@ def _sizes(counts: Sequence[int]) -> Column:
 
 
 def _print(*columns: Column) -> None:
-    print_columns(Console(highlight=False, markup=False, emoji=False, soft_wrap=True), columns)
+    print_columns(console(), columns)

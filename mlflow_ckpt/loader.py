@@ -9,21 +9,15 @@ checkpoint was held against the model. `latest` goes back past a damaged checkpo
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import keras
 
-from mlflow_ckpt import fingerprint, formats, rehydrate
-from mlflow_ckpt.errors import ConfigError
-from mlflow_ckpt.fetched import bring, fetched, first_whole
+from mlflow_ckpt import fingerprint, formats, progress, rehydrate
+from mlflow_ckpt.fetched import fetched
 from mlflow_ckpt.record import Checkpoint
 from mlflow_ckpt.selector import Selector
-from mlflow_ckpt.store import Store
 
 _MODEL_FILES = (formats.MODEL, formats.WEIGHTS, formats.CONFIG)
 
@@ -49,8 +43,23 @@ def load_model(
         ArchitectureMissing: If the checkpoint holds weights only, and no config.
         ModelNotLoadable: If Keras cannot or, in safe mode, will not rebuild it.
     """
+    return open_model(
+        run_id, which, custom_objects=custom_objects, compile=compile, safe_mode=safe_mode
+    )[1]
+
+
+def open_model(
+    run_id: str,
+    which: str | Selector,
+    *,
+    custom_objects: Mapping[str, Any] | None = None,
+    compile: bool = True,
+    safe_mode: bool = True,
+) -> tuple[Checkpoint, keras.Model]:
+    """`load_model`, and which checkpoint it was."""
     with fetched(run_id, which, _MODEL_FILES, in_place=True) as found:
-        return rehydrate.read_model(
+        progress.turn_to("building the model")
+        model = rehydrate.read_model(
             found.files,
             custom_objects=custom_objects,
             compile=compile,
@@ -58,6 +67,7 @@ def load_model(
             source=found.source,
             recorded=found.manifest.model,
         )
+        return found.checkpoint, model
 
 
 def load_weights(model: keras.Model, run_id: str, which: str | Selector = "latest") -> Checkpoint:
@@ -77,33 +87,3 @@ def load_weights(model: keras.Model, run_id: str, which: str | Selector = "lates
         fingerprint.check_architecture(model, found.manifest.model, source=found.source)
         rehydrate.load_weights(model, found.files, source=found.source)
         return found.checkpoint
-
-
-def download(run_id: str, which: str | Selector, dst: str | os.PathLike[str]) -> Path:
-    """Copy a whole checkpoint to `<dst>/<name>`, verified before it appears there.
-
-    Returns:
-        The folder, which `mlflow.keras.load_model` reads as it is.
-
-    Raises:
-        ConfigError: If the folder already exists.
-        DigestMismatch: If a file is not the committed one; nothing appears at `dst`.
-    """
-    store = Store()
-
-    def take(checkpoint: Checkpoint) -> Path:
-        target = Path(dst) / checkpoint.name
-        if target.exists():
-            raise ConfigError(f"{target} already exists. Remove it, or choose another dst.")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{checkpoint.name}-"))
-        try:
-            bring(store, checkpoint, partial)
-            partial.chmod(0o755)
-            partial.rename(target)
-        except BaseException:
-            shutil.rmtree(partial)
-            raise
-        return target
-
-    return first_whole(store, store.run(run_id), Selector.parse(which), take)[1]

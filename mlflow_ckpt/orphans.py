@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mlflow_ckpt import progress
 from mlflow_ckpt.errors import ArtifactsMissing, SpoolError, StoreError
 from mlflow_ckpt.journal import Journal
 from mlflow_ckpt.spool import Spool, destroy, journals
@@ -89,13 +90,16 @@ class Collector:
             NotFound: If there is no such experiment.
             ServerAway, StoreError: If the server does not answer, or refuses.
         """
-        for trace in self._upkeep.of_experiments(self._upkeep.experiments(experiment)):
+        traces = self._upkeep.of_experiments(self._upkeep.experiments(experiment))
+        progress.expect(len(traces))
+        for trace in traces:
             if self._is_gone(trace.run_id, trace.experiment_id):
                 yield self._checkpoint(trace)
             elif trace.state == "deleting":
                 yield self._begun(trace)
             else:
                 yield from self._holds(trace)
+            progress.moved(1)
         if experiment is None:
             for folder in [spool] if spool else Spool().folders():
                 yield from self._journals(folder)

@@ -5,17 +5,16 @@ Only here does a proof meet rich; who proves in a test gets the numbers and the 
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import click
 from rich.console import Console
 
-from mlflow_ckpt import target, trial
+from mlflow_ckpt import table, target, trial
+from mlflow_ckpt.cli_options import echo_json
 from mlflow_ckpt.proof import NotExact, Process, Proof
 from mlflow_ckpt.table import Column, print_columns
 
@@ -46,7 +45,7 @@ def prove_project(
             proof, reason = error.proof, str(error)
     if as_json:
         found = {"exact": reason is None, "reason": reason, **asdict(proof)}
-        click.echo(json.dumps(found, indent=2, allow_nan=False))
+        echo_json(found)
     else:
         print_proof(proof, reason)
     return reason is None
@@ -60,13 +59,13 @@ def _with_this_python(environment: Mapping[str, str]) -> dict[str, str]:
 
 def print_proof(proof: Proof, reason: str | None) -> None:
     """Print one row per process, and the verdict; `reason` says why it is not exact."""
-    console = Console(highlight=False)
+    console = table.console()
     if proof.batches:
         whole = Process(
             killed_at=None, resumed_from=0, trained=proof.batches, expected=proof.batches
         )
         print_columns(console, _columns([whole, *proof.processes]))
-    console.print(_verdict(proof, reason), soft_wrap=True, markup=False)
+    console.print(_verdict(proof, reason))
 
 
 def _columns(processes: Sequence[Process]) -> list[Column]:

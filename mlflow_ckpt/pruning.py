@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from mlflow_ckpt import progress
 from mlflow_ckpt.errors import NotFound, StoreError
 from mlflow_ckpt.policy import Keep
 from mlflow_ckpt.record import Checkpoint, Run, Series
@@ -130,9 +131,12 @@ def _delete(
 ) -> list[Checkpoint]:
     """Delete one after the other; an error says what has gone by then."""
     gone = list[Checkpoint]()
-    for checkpoint in checkpoints:
+    going = list(checkpoints)
+    progress.expect(len(going))
+    for checkpoint in going:
         try:
             gone += store.delete([checkpoint], was)
+            progress.moved(1)
         except StoreError as error:
             names = ", ".join(each.name for each in gone) or "nothing"
             raise type(error)(

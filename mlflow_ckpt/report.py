@@ -18,6 +18,7 @@ from typing import Any
 from rich.cells import cell_len
 from rich.console import Console
 
+from mlflow_ckpt import table
 from mlflow_ckpt.errors import CheckpointNotFound
 from mlflow_ckpt.fetched import first_whole
 from mlflow_ckpt.listing import list_checkpoints
@@ -82,7 +83,7 @@ def print_run_summary(run_id: str) -> None:
     """Print the checkpoints of a run, and the commands to browse, continue and load it."""
     store = Store()
     run, found = store.run(run_id), records(run_id)
-    console = _console()
+    console = table.console()
     _print_run(console, run, found)
     _print_block(console, "Next", next_commands(store.uri, run, found))
 
@@ -90,12 +91,12 @@ def print_run_summary(run_id: str) -> None:
 def print_checkpoints(run_id: str, series: str | None = None) -> None:
     """Print the checkpoints of a run as a table."""
     found = records(run_id, series)
-    _print_run(_console(), Store().run(run_id), found)
+    _print_run(table.console(), Store().run(run_id), found)
 
 
 def print_checkpoint(run_id: str, which: str) -> None:
     """Print everything known of one checkpoint, and how to load it."""
-    found, console = describe(run_id, which), _console()
+    found, console = describe(run_id, which), table.console()
     manifest = found["manifest"]
     console.print(f"{found['name']}  {_marks(found)}".rstrip(), style="bold")
     _print_block(console, "", _pairs(_facts(found)))
@@ -105,11 +106,6 @@ def print_checkpoint(run_id: str, which: str) -> None:
     _print_block(console, "Model", _pairs(_model(manifest["model"])))
     _print_block(console, "Versions", _pairs(manifest["versions"]))
     _print_block(console, "Next", load_commands(found, which))
-
-
-def _console() -> Console:
-    """Write to the present stdout: text as it is, and no line broken."""
-    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def _print_block(console: Console, title: str, lines: Sequence[str]) -> None:

@@ -45,7 +45,6 @@ class Tally:
 
     sizes: dict[str, int]
     names: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-    bytes: int = 0
     count: int = 0
 
     @classmethod
@@ -59,7 +58,6 @@ class Tally:
 
     def told(self, waiting: Waiting, entry: Entry) -> None:
         if entry.uid in self.sizes:
-            self.bytes += self.sizes[entry.uid]
             self.count += 1
             name = parcel.unpack_position(entry.data["position"]).name
             self.names.setdefault((waiting.run_id, waiting.series), []).append(name)

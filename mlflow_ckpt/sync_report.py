@@ -7,17 +7,15 @@ JSON, stdout holds that and nothing else. Sizes are bytes.
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
-from mlflow_ckpt import syncing
+from mlflow_ckpt import progress, syncing
+from mlflow_ckpt.cli_bar import shown
 from mlflow_ckpt.cli_options import echo_json, one_line
 from mlflow_ckpt.entry import Entry
 from mlflow_ckpt.errors import SpoolError
@@ -26,8 +24,6 @@ from mlflow_ckpt.store import Store, portable_uri
 from mlflow_ckpt.sync_outcome import Outcome, Record, Tally, amount, counted, where_of
 from mlflow_ckpt.syncing import Waiting
 from mlflow_ckpt.table import human_bytes
-
-Told = Callable[[Waiting, Entry], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,44 +144,25 @@ def deliver(scope: Scope, *, as_json: bool = False) -> bool:
     if not found and not as_json:
         click.echo(scope.nothing())
     outcomes: list[Outcome] = []
-    with ExitStack() as around:
-        if as_json:
-            around.enter_context(redirect_stdout(sys.stderr))
-        tally = Tally.of(found)
-        told = around.enter_context(_bar(tally)) if found and not as_json else tally.told
+    tally = Tally.of(found)
+
+    def told(waiting: Waiting, entry: Entry) -> None:
+        tally.told(waiting, entry)
+        progress.turn_to(tally.text, measured=True)
+
+    with shown(tally.text) if found else nullcontext():
+        progress.expect(sum(tally.sizes.values()))
         for synced in syncing.sync(
             scope.run_id, scope.spool, everywhere=scope.everywhere, told=told
         ):
             outcome = Outcome.of(synced, tally)
             outcomes.append(outcome)
             if outcome.complete and not as_json:
-                click.echo(outcome.line())
+                with progress.hidden():
+                    click.echo(outcome.line())
     for outcome in outcomes:
         if not outcome.complete:
             click.echo(f"Error: {outcome.line()}", err=True)
     if as_json:
         echo_json([outcome.record() for outcome in outcomes])
     return all(outcome.complete for outcome in outcomes)
-
-
-@contextmanager
-def _bar(tally: Tally) -> Iterator[Told]:
-    """Draw how far it is, on a terminal; anywhere else the lines of the journals suffice."""
-    console = Console()
-    if not console.is_interactive:
-        yield tally.told
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(tally.text, total=sum(tally.sizes.values()))
-
-        def told(waiting: Waiting, entry: Entry) -> None:
-            tally.told(waiting, entry)
-            bar.update(task, description=tally.text, completed=tally.bytes)
-
-        yield told

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +13,18 @@ from rich.console import Console
 from rich.table import Table
 
 GAP = 2
+
+
+class _Console(Console):
+    """One that leaves it to the command how to end when nobody reads any more."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Write to the present stdout, or stderr: text as it is, and no line broken."""
+    return _Console(highlight=False, markup=False, emoji=False, soft_wrap=True, stderr=stderr)
 
 
 @dataclass(frozen=True, kw_only=True)

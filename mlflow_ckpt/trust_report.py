@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import click
-from rich.console import Console
 
+from mlflow_ckpt import table
 from mlflow_ckpt.explaining import Candidate, Explanation
 from mlflow_ckpt.table import Column, fit, human_bytes, print_columns
 from mlflow_ckpt.verifying import Verdict, Verification
@@ -36,7 +36,7 @@ def print_verification(found: Verification) -> None:
 
 def print_explanation(found: Explanation) -> None:
     """What was chosen, the rule, and every candidate."""
-    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    console = table.console()
     answer = found.chosen
     console.print(f"{found.selector} of run {found.run_id}, series {found.series!r}: {found.rule}.")
     if answer is not None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+from mlflow_ckpt import progress
 from mlflow_ckpt.card_content import CARD
 from mlflow_ckpt.errors import (
     ArtifactsMissing,
@@ -191,6 +192,7 @@ def _of_run(store: Store, run: Run, series: str | None, mark: bool) -> Iterator[
 
 def _of_series(store: Store, run: Run, series: Series, mark: bool) -> Iterator[Verdict]:
     found, unreadable = store.upkeep.in_hand(run, series)
+    progress.expect(sum(checkpoint.bytes for checkpoint, _ in found))
     for checkpoint, state in sorted(found, key=lambda each: _place(each[0])):
         yield _judge(store, checkpoint, was_bad=state == "corrupt", mark=mark)
     for trace, error in unreadable:

@@ -303,7 +303,7 @@ def test_metrics_alone_are_delivered_too(away: Away, call: Cli) -> None:
     assert (losses(away.runs[0]), committed(away.runs[0])) == ([1, 2, 3, 4], [])
 
 
-def test_a_terminal_gets_a_bar_that_goes_away_and_no_keras(away: Away) -> None:
+def test_a_terminal_on_stderr_gets_a_bar_and_stdout_none_and_no_keras(away: Away) -> None:
     code = """
 import sys
 from mlflow_ckpt.cli import main
@@ -314,8 +314,8 @@ print(sorted({"keras", "tensorflow", "mlflow.keras", "mlflow.tensorflow"} & set(
     ours, theirs = pty.openpty()
     child = subprocess.Popen(
         [sys.executable, "-c", code],
-        stdout=theirs,
-        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
         env={
             **{name: value for name, value in os.environ.items() if name != "NO_COLOR"},
             "MLFLOW_TRACKING_URI": away.uri,
@@ -328,12 +328,12 @@ print(sorted({"keras", "tensorflow", "mlflow.keras", "mlflow.tensorflow"} & set(
     while piece := _read(ours):
         shown += piece
     os.close(ours)
-    assert child.communicate(timeout=60)[1] == b""
+    out = child.communicate(timeout=60)[0].decode()
     assert child.returncode == 0
-    text = shown.decode()
-    assert "delivered 3 of 6 checkpoints" in text
-    assert text.count(": delivered 3 checkpoints") == 2
-    assert text.endswith("[]\r\n")
+    assert b"delivered 3 of 6 checkpoints" in shown
+    assert out.count(": delivered 3 checkpoints\n") == 2
+    assert out.endswith("[]\n")
+    assert "\x1b" not in out
     assert_delivered(away, 0, 1)
 
 

@@ -41,6 +41,7 @@ from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
 from mlflow.utils.rest_utils import http_request
 from requests import HTTPError
 
+from mlflow_ckpt import progress
 from mlflow_ckpt.below import open_below
 from mlflow_ckpt.errors import DigestMismatch
 
@@ -212,6 +213,7 @@ def _write(
             if left < 0:
                 raise _larger(path, limit, "more")
             file.write(chunk)
+            progress.moved(len(chunk))
 
 
 def _larger(path: str, limit: int, found: str) -> DigestMismatch:

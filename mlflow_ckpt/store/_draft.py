@@ -20,6 +20,7 @@ from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
+from mlflow_ckpt import progress
 from mlflow_ckpt.durable import link_or_copy, sync
 from mlflow_ckpt.errors import ArtifactsMissing, SaveFailed, ServerAway
 from mlflow_ckpt.record import COMPLETE_TAG, Position, Run
@@ -69,6 +70,7 @@ class Draft:
             if not self.place.parents[1].exists() and not _files.is_there(self.uri, where):
                 raise ArtifactsMissing(_files.nothing_there(where))
             _lay(self.directory, self.place, sizes)
+            progress.moved(sum(sizes.values()))
             return
         try:
             for path in sizes:
@@ -76,6 +78,7 @@ class Draft:
                 self.repository.log_artifact(
                     str(self.directory / path), None if parent == "." else parent
                 )
+                progress.moved(sizes[path])
             self._check(sizes)
         except Exception as error:
             if isinstance(error, ServerAway) or not is_away(error):

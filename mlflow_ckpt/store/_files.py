@@ -14,6 +14,7 @@ from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
+from mlflow_ckpt import progress
 from mlflow_ckpt.errors import (
     ArtifactsMissing,
     CheckpointError,
@@ -74,6 +75,8 @@ def fetch(
                         uri, checkpoint, path, directory, limit=entry.limit, in_place=in_place
                     )
                     files[path] = undo.enter_context(entry.open(root))
+                if root != directory:  # no copy was counted
+                    progress.moved(entry.size)
         undo.pop_all()
     return files
 
