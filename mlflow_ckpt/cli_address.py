@@ -17,6 +17,7 @@ def named(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         SelectorError: If it is no such URI.
+        NotFound: If it is one of an experiment in which nothing fits.
         UsageError: If it names a file, or SELECTOR names a checkpoint too.
     """
     found = dict(arguments)
@@ -33,16 +34,22 @@ def named(arguments: Mapping[str, Any]) -> dict[str, Any]:
             f"The URI names {str(address.selector)!r} already. Received: {found['which']!r} behind "
             "it. Leave one of them out."
         )
-    run_id = address.run_id
-    if run_id is None:
-        raise click.UsageError(
-            f"Expected a checkpoint of a run. Received: {found['run_id']!r}. "
-            f"Type ckpt:/<run_id>/{address.selector}."
-        )
+    run_id, which = _place(address)
     found["run_id"] = run_id
     if "which" in found:
-        found["which"] = str(address.selector)
+        found["which"] = which
     return found
+
+
+def _place(address: Address) -> tuple[str, str]:
+    """Run and selector; of an experiment those of what is its best now."""
+    if address.run_id is not None:
+        return address.run_id, str(address.selector)
+    from mlflow_ckpt.resolver import find_address
+    from mlflow_ckpt.store import Store
+
+    checkpoint = find_address(Store(), address)
+    return checkpoint.run_id, f"step={checkpoint.step}@{checkpoint.series}"
 
 
 def _is_typed(name: str) -> bool:

@@ -15,7 +15,8 @@ import functools
 import os
 import select
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import click
@@ -71,6 +72,10 @@ class Commands(click.Group):
             raise click.UsageError(f"No such command {name!r}. {hint}", ctx)
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        with _readers_may_go():  # before click sees it, which would end with 1
+            return super().invoke(ctx)
+
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         run: Callable[..., Any] = super().main
         if not standalone_mode:
@@ -81,16 +86,23 @@ class Commands(click.Group):
 def _exit(run: Callable[[], Any]) -> NoReturn:
     """End this process with the code of what `run` does."""
     try:
-        code = _code_of(run)
-        sys.stdout.flush()
+        with _readers_may_go():
+            code = _code_of(run)
+            sys.stdout.flush()
     except (click.Abort, KeyboardInterrupt):
         code = INTERRUPTED
+    sys.exit(code)
+
+
+@contextmanager
+def _readers_may_go() -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         if error.errno != errno.EPIPE or not is_stdout_closed():
             raise
         _drop_output()
-        code = BROKEN_PIPE
-    sys.exit(code)
+        sys.exit(BROKEN_PIPE)
 
 
 def _code_of(run: Callable[[], Any]) -> int:

@@ -11,6 +11,7 @@ from mlflow_ckpt.cli_bar import shown
 from mlflow_ckpt.cli_options import (
     checkpoint_json,
     echo_json,
+    hushed,
     json_option,
     needed_selector_argument,
     of_a_run,
@@ -84,7 +85,8 @@ def export(run_id: str, which: str, format: Format, dst: Path, as_json: bool) ->
       mlflow-ckpt export 2440a0191a3148b8a59dc32e1d92c259 best --format h5 --dst best.h5
       mlflow-ckpt export 2440a0191a3148b8a59dc32e1d92c259 final --format saved_model --dst served
     """
-    from mlflow_ckpt import exporting
+    with hushed():
+        from mlflow_ckpt import exporting
 
     with shown("reading"):
         checkpoint, path = exporting.write(run_id, which, dst, format=format)
