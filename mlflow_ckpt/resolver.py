@@ -95,9 +95,7 @@ def choose_series(run: Run, selector: Selector) -> Series:
     if selector.series:
         if selector.series in known:
             return known[selector.series]
-        raise SeriesNotFound(
-            f"Run {run.run_id} has no series {selector.series!r}. It has: {names}."
-        )
+        raise _no_series(run, selector.series)
     if len(known) > 1:
         raise SeriesNotFound(
             f"Run {run.run_id} has several series: {names}. "
@@ -116,11 +114,17 @@ def some_series(run: Run, name: str | None) -> list[Series]:
     if name is None:
         return [known[each] for each in sorted(known)]
     if name not in known:
-        raise SeriesNotFound(
-            f"Run {run.run_id} has no series {name!r}. It has: "
-            f"{', '.join(sorted(known)) or 'none'}."
-        )
+        raise _no_series(run, name)
     return [known[name]]
+
+
+def _no_series(run: Run, name: str) -> SeriesNotFound:
+    known = sorted(run.series)
+    near = difflib.get_close_matches(name, known, n=1)
+    return SeriesNotFound(
+        f"Run {run.run_id} has no series {name!r}. It has: {', '.join(known) or 'none'}."
+        + (f" Did you mean {near[0]!r}?" if near else "")
+    )
 
 
 def find(store: Store, run: Run, selector: Selector, series: Series) -> Checkpoint:

@@ -8,6 +8,7 @@ by the store, so that every door (Python, command line, URI) reads them alike.
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,6 +25,15 @@ _SERIES = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _BEST = re.compile(
     r"best\(\s*(?P<metric>[^(),@\s](?:[^(),@]*[^(),@\s])?)\s*(?:,\s*(?P<mode>min|max)\s*)?\)"
 )
+_SYNONYMS = {
+    "last": "latest", "newest": "latest", "head": "latest", "current": "latest", "end": "final",
+    "step": "step=1", "epoch": "epoch=1", "top": "best",
+}  # fmt: skip
+_LIKE_NUMBER = re.compile(r"(?P<word>[a-z]*)\s*[-:=#_]*\s*(?P<number>\d{1,18})", re.IGNORECASE)
+_LIKE_BEST = re.compile(
+    r"best[\s:=({\[]+(?P<metric>[\w/.-]*\w)(?:\W+(?P<mode>min|max)\w*)?\W*", re.IGNORECASE
+)
+_NAME = re.compile(r"(?P<series>.+)-\d{4,}-(?P<step>\d{8,})")  # of a checkpoint
 _NUMBER = re.compile(r"(?P<kind>step|epoch)\s*=\s*(?P<number>\d{1,18})")
 
 
@@ -79,7 +89,23 @@ def _parse_head(head: str, text: str) -> dict[str, Any]:
         return {"kind": "best", "metric": match["metric"], "mode": match["mode"]}
     if match := _NUMBER.fullmatch(head):
         return {"kind": match["kind"], "number": int(match["number"])}
-    raise SelectorError(f"Expected a selector: {GRAMMAR}. Received: {text!r}")
+    meant, (_, at, series) = _meant(head), text.strip().partition("@")
+    hint = f". Did you mean {meant + at + series!r}?" if meant else ""
+    raise SelectorError(f"Expected a selector: {GRAMMAR}. Received: {text!r}{hint}")
+
+
+def _meant(head: str) -> str | None:
+    """The selector that was probably meant."""
+    if match := _LIKE_NUMBER.fullmatch(head):
+        return f"{'step' if match['word'][:1] in ('s', 'S') else 'epoch'}={match['number']}"
+    if match := _LIKE_BEST.fullmatch(head):
+        mode = f",{match['mode']}" if match["mode"] else ""
+        return f"best({match['metric']}{mode})"
+    if match := _NAME.fullmatch(head):
+        return f"step={int(match['step'])}@{match['series']}"
+    word = head.casefold()
+    near = difflib.get_close_matches(word, ("latest", "final", "best"), n=1)
+    return _SYNONYMS.get(word) or next(iter(near), None)
 
 
 def validate_series(name: str) -> str:

@@ -154,3 +154,36 @@ def test_the_text_of_a_selector_means_the_same_selector(
 ) -> None:
     written = Selector(**fields, series=series)
     assert Selector.parse(str(written)) == written
+
+
+# --- misspelt -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("lates", "latest"),
+        ("newest", "latest"),
+        ("BEST", "best"),
+        ("last@head", "latest@head"),
+        ("5", "epoch=5"),
+        ("epoch5", "epoch=5"),
+        ("Step: 10", "step=10"),
+        ("step", "step=1"),
+        ("best val_loss", "best(val_loss)"),
+        ("best[val_loss]", "best(val_loss)"),
+        ("best(val_loss,maximum)@head", "best(val_loss,max)@head"),
+        ("head-0004-00000008", "step=8@head"),
+    ],
+)
+def test_what_is_misspelt_is_answered_with_what_was_meant(text: str, meant: str) -> None:
+    with pytest.raises(SelectorError) as caught:
+        Selector.parse(text)
+    assert str(caught.value).endswith(f"Received: {text!r}. Did you mean {meant!r}?")
+    Selector.parse(meant)
+
+
+@pytest.mark.parametrize("text", ["zzz", "m-3a5c", "best()@", "epoch="])
+def test_nothing_is_guessed_of_what_is_like_nothing(text: str) -> None:
+    with pytest.raises(SelectorError, match=r"Received: [^.]*$"):
+        Selector.parse(text)
