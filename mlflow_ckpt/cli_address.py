@@ -45,11 +45,11 @@ def _place(address: Address) -> tuple[str, str]:
     """Run and selector; of an experiment those of what is its best now."""
     if address.run_id is not None:
         return address.run_id, str(address.selector)
-    from mlflow_ckpt.resolver import find_address
+    from mlflow_ckpt.across import best_across
     from mlflow_ckpt.store import Store
 
-    checkpoint = find_address(Store(), address)
-    return checkpoint.run_id, f"step={checkpoint.step}@{checkpoint.series}"
+    best = best_across(Store(), address.experiment or "", address.selector)
+    return best.run.run_id, str(best.selector)
 
 
 def _is_typed(name: str) -> bool:

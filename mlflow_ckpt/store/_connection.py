@@ -229,7 +229,7 @@ def get_run(client: MlflowClient, run_id: str) -> Run:
             found = client.get_run(run_id)
         except MlflowException as error:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                uri = _without_secret(mlflow.get_tracking_uri())
+                uri = _without_secret(client.tracking_uri)
                 raise RunNotFound(
                     f"No run {run_id!r} on the tracking server {uri}. "
                     "Check the ID, and MLFLOW_TRACKING_URI or mlflow.set_tracking_uri(...)."
