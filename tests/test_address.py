@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -207,3 +209,25 @@ def test_what_is_refused_says_what_to_type(uri: Any, message: str) -> None:
 )
 def test_what_is_written_as_an_address(text: Any, is_one: bool) -> None:
     assert is_address(text) is is_one
+
+
+DOCUMENT = (Path(__file__).parents[1] / "docs" / "uri.md").read_text(encoding="utf-8")
+
+
+def test_every_uri_of_the_page_is_one() -> None:
+    uris = re.findall(r"ckpt:/[^\s\"'`]*[^\s\"'`/.,:]", DOCUMENT)
+    assert len(uris) > 15
+    for uri in uris:
+        if "<selector>" not in uri and not uri.startswith("ckpt:/experiment/<name>/best["):
+            Address.parse(uri)
+
+
+def test_the_table_of_encodings_is_what_is_read() -> None:
+    rows = re.findall(r"^\| `(.)`(?:, `(.)`)? \| `(%..)`(?:, `(%..)`)?", DOCUMENT, flags=re.M)
+    pairs = [pair for a, b, c, d in rows for pair in ((a, c), (b, d)) if pair[0]]
+    assert [character for character, _ in pairs] == ["/", "%", "#", "?"]
+    for character, code in pairs:
+        assert Address.parse(f"ckpt:/experiment/{code}/best(x)") == of_experiment(
+            character, "best(x)"
+        )
+        assert Address.parse(f"ckpt:/{RUN}/best(a{code})") == of_run(f"best(a{character})")
