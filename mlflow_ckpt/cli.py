@@ -14,6 +14,7 @@ from mlflow_ckpt.cli_group import EXIT_CODES, Commands
 from mlflow_ckpt.cli_keep import gc, pin, prune
 from mlflow_ckpt.cli_look import list_, show
 from mlflow_ckpt.cli_prove import prove
+from mlflow_ckpt.cli_resume import resume
 from mlflow_ckpt.cli_sync import sync
 from mlflow_ckpt.cli_take import export, pull
 from mlflow_ckpt.cli_trust import resolve, verify
@@ -42,5 +43,5 @@ main.add_section("Look", list_, show, resolve)
 main.add_section("Take out", pull, export)
 main.add_section("Trust", verify, prove)
 main.add_section("Keep", pin, prune, gc)
-main.add_section("Move on", fork)
+main.add_section("Move on", resume, fork)
 main.add_section("Repair", sync)

@@ -19,30 +19,24 @@ _CONFIG = "data/config.json"  # `formats.CONFIG`, whose module brings Keras.
 def next_commands(uri: str, run: Run, found: Sequence[Record]) -> list[str]:
     """Browse the run, continue it, load from it."""
     browse, environment = _server(uri, run)
-    commands = [browse, environment + _resume(run, at_home=not environment)]
+    commands = [browse, environment + _resume(run)]
     if found:
         load = f"ckpt.load_model('{run.run_id}', '{_worth_loading(found)}').summary()"
         commands.append(f'{environment}python -c "import mlflow_ckpt as ckpt; {load}"')
     return commands
 
 
-def _resume(run: Run, at_home: bool) -> str:
-    """Continue the run the way it was started: as a project, or as a script.
+def environment_for(uri: str, run: Run) -> str:
+    """What a command needs in front of it to reach the server of `uri` from this folder."""
+    return _server(uri, run)[1]
 
-    Args:
-        run: The run, whose tags say how MLflow was asked to start it.
-        at_home: Whether this folder has the tracking database, so that "." means the same
-            to whoever types the command.
-    """
+
+def _resume(run: Run) -> str:
+    """Continue the run the way it was started, as its tags say: as a project, or as a script."""
+    if run.tags.get("mlflow.source.type") == "PROJECT":
+        return f"mlflow-ckpt resume {run.run_id}"
     source = run.tags.get("mlflow.source.name", "")
-    if run.tags.get("mlflow.source.type") != "PROJECT":
-        return f"MLFLOW_RUN_ID={run.run_id} python {shlex.quote(Path(source).name or 'train.py')}"
-    project = source
-    parts = urlsplit(source)
-    if parts.scheme == "file":
-        path = Path(unquote(parts.path), unquote(parts.fragment))
-        project = "." if at_home and path == Path.cwd() else str(path)
-    return f"mlflow run {shlex.quote(project)} --env-manager local -e resume -P run_id={run.run_id}"
+    return f"MLFLOW_RUN_ID={run.run_id} python {shlex.quote(Path(source).name or 'train.py')}"
 
 
 def _server(uri: str, run: Run) -> tuple[str, str]:

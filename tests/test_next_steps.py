@@ -10,7 +10,7 @@ import pytest
 from mlflow_ckpt import next_steps
 from mlflow_ckpt.record import Run
 
-RESUME = "mlflow run . --env-manager local -e resume -P run_id=abc"
+RESUME = "mlflow-ckpt resume abc"
 
 
 def project_run(source: str, kind: str = "PROJECT") -> Run:
@@ -63,7 +63,7 @@ def test_the_commands_reach_the_same_server(
     records = [{"series": "ckpt", "is_best": True, "created_at": "1"}]
     assert next_steps.next_commands(uri.format_map(here), run, records) == [
         browse.format_map(here),
-        environment.format_map(here) + RESUME.replace(" . ", " https://host/repository "),
+        environment.format_map(here) + RESUME,
         environment.format_map(here)
         + "python -c \"import mlflow_ckpt as ckpt; ckpt.load_model('abc', 'best').summary()\"",
     ]
@@ -94,24 +94,15 @@ def test_the_checkpoint_worth_loading(records: list[tuple[str, bool, int]], sele
 
 
 @pytest.mark.parametrize(
-    ("source", "kind", "at_home", "command"),
+    ("source", "kind", "command"),
     [
-        pytest.param("file://{here}", "PROJECT", True, RESUME, id="this-folder"),
-        pytest.param("file://{here}", "PROJECT", False, RESUME.replace(".", "{here}"), id="away"),
+        pytest.param("file:///far/repository#projects/a", "PROJECT", RESUME, id="folder"),
+        pytest.param("https://host/repository", "PROJECT", RESUME, id="git"),
         pytest.param(
-            "file://{here}#projects/a",
-            "PROJECT",
-            True,
-            RESUME.replace(".", "{here}/projects/a"),
-            id="below",
+            "/far/my train.py", "LOCAL", "MLFLOW_RUN_ID=abc python 'my train.py'", id="script"
         ),
-        pytest.param(
-            "/far/my train.py", "LOCAL", True, "MLFLOW_RUN_ID=abc python 'my train.py'", id="script"
-        ),
+        pytest.param("", "", "MLFLOW_RUN_ID=abc python train.py", id="nothing-known"),
     ],
 )
-def test_a_run_is_continued_the_way_it_was_started(
-    source: str, kind: str, at_home: bool, command: str, tmp_path: Path
-) -> None:
-    run = project_run(source.replace("{here}", str(tmp_path)), kind)
-    assert next_steps._resume(run, at_home) == command.replace("{here}", str(tmp_path))
+def test_a_run_is_continued_the_way_it_was_started(source: str, kind: str, command: str) -> None:
+    assert next_steps._resume(project_run(source, kind)) == command

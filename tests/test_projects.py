@@ -101,7 +101,7 @@ def test_main_shows_the_progress_bar_and_ends_with_what_to_type_next(
     assert "Epoch 2/2" in trained.output
     assert "val_accuracy" in trained.output
     end = trained.output.rpartition("Epoch 2/2")[2]
-    for text in (trained.run_id, "latest best", "mlflow ui", "-e resume", "load_model"):
+    for text in (trained.run_id, "latest best", "mlflow ui", "mlflow-ckpt resume", "load_model"):
         assert text in end
     run = workspace.client.get_run(trained.run_id)
     assert run.info.status == "FINISHED"

@@ -10,6 +10,7 @@
     _faults       a server that is away, and one that refuses
     _upkeep       mark, pin, hold; what is there beside committed checkpoints
     _lease        the tag of who writes a series
+    _launch       MLflow Projects, and what their runs say of how they were launched
     _fork         a run beside another one, and what a run began from
     _card         MLmodel and environment files, made once per process
 
@@ -22,18 +23,23 @@ from mlflow_ckpt.store._commit import Commit
 from mlflow_ckpt.store._connection import now_ms, use_tracking_uri
 from mlflow_ckpt.store._connection import portable as portable_uri
 from mlflow_ckpt.store._fork import Logged
+from mlflow_ckpt.store._launch import Launcher, Origin, Project, origin_of
 from mlflow_ckpt.store._store import Store
 from mlflow_ckpt.store._trace import Trace
 from mlflow_ckpt.store._upkeep import Upkeep
 
 __all__ = [
     "Commit",
+    "Launcher",
     "Logged",
+    "Origin",
+    "Project",
     "Ranked",
     "Store",
     "Trace",
     "Upkeep",
     "now_ms",
+    "origin_of",
     "portable_uri",
     "prepare_card",
     "use_tracking_uri",
