@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlflow_ckpt.callback import MlflowCheckpoint
+    from mlflow_ckpt.comparison import Comparison
+    from mlflow_ckpt.differing import diff
     from mlflow_ckpt.downloading import download
     from mlflow_ckpt.epoch_data import EpochData
     from mlflow_ckpt.errors import CheckpointError
@@ -41,6 +43,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Checkpoint": "record",
     "CheckpointError": "errors",
+    "Comparison": "comparison",
     "EpochData": "epoch_data",
     "Every": "policy",
     "Explanation": "explaining",
@@ -54,6 +57,7 @@ _HOMES = {
     "Spool": "spool",
     "Stats": "stats",
     "Verification": "verifying",
+    "diff": "differing",
     "download": "downloading",
     "explain": "explaining",
     "export": "exporting",
@@ -76,6 +80,7 @@ _HOMES = {
 __all__ = [
     "Checkpoint",
     "CheckpointError",
+    "Comparison",
     "EpochData",
     "Every",
     "Explanation",
@@ -90,6 +95,7 @@ __all__ = [
     "Stats",
     "Verification",
     "__version__",
+    "diff",
     "download",
     "explain",
     "export",

@@ -9,11 +9,16 @@ from __future__ import annotations
 import click
 
 from mlflow_ckpt import __version__
+from mlflow_ckpt.cli_completion import completion
+from mlflow_ckpt.cli_diff import diff
+from mlflow_ckpt.cli_doctor import doctor
 from mlflow_ckpt.cli_fork import fork
 from mlflow_ckpt.cli_group import EXIT_CODES, Commands
 from mlflow_ckpt.cli_keep import gc, pin, prune
 from mlflow_ckpt.cli_look import list_, show
 from mlflow_ckpt.cli_prove import prove
+from mlflow_ckpt.cli_register import register
+from mlflow_ckpt.cli_report import report
 from mlflow_ckpt.cli_resume import resume
 from mlflow_ckpt.cli_sync import sync
 from mlflow_ckpt.cli_take import export, pull
@@ -39,9 +44,10 @@ def main() -> None:
     """
 
 
-main.add_section("Look", list_, show, resolve)
-main.add_section("Take out", pull, export)
+main.add_section("Look", list_, show, diff, resolve, report)
+main.add_section("Take out", pull, export, register)
 main.add_section("Trust", verify, prove)
 main.add_section("Keep", pin, prune, gc)
 main.add_section("Move on", resume, fork)
-main.add_section("Repair", sync)
+main.add_section("Repair", sync, doctor)
+main.add_section("Set up", completion)

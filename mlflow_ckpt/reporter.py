@@ -14,9 +14,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 from mlflow_ckpt import page
-from mlflow_ckpt.errors import CheckpointError, ManifestError
+from mlflow_ckpt.errors import CheckpointError, ConfigError, ManifestError, NoCheckpoints
 from mlflow_ckpt.history import LARGEST, History, Resumed
 from mlflow_ckpt.record import Checkpoint, Run
 from mlflow_ckpt.say import say
@@ -53,7 +56,7 @@ class Reporter:
         series: str,
         *,
         meter: Meter | None = None,
-        first_s: float = _FIRST_S,
+        first_s: float | None = None,
         again_s: float = _AGAIN_S,
     ) -> None:
         self._store, self._run_id = store, run_id
@@ -62,7 +65,10 @@ class Reporter:
         self._read = False
         self._stale = False
         self._ends = self._ended = False
-        self._due, self._again_s = time.monotonic() + first_s, again_s
+        self._due, self._again_s = (
+            time.monotonic() + (_FIRST_S if first_s is None else first_s),
+            again_s,
+        )
         self._told = ""
 
     def committed(self, checkpoint: Checkpoint, *, write_s: float, lag_s: float) -> None:
@@ -127,6 +133,81 @@ class Reporter:
         if text != self._told:
             self._told = text
             say(f"the report of run {self._run_id} was not written: {text}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """A report.
+
+    Attributes:
+        run_id: Of which run.
+        where: Path of the file, or URI of the run's artifact.
+        checkpoints: How many there are.
+        corrupt: How many of them are known to be corrupt.
+        bytes: Of all their files.
+    """
+
+    run_id: str
+    where: str
+    checkpoints: int
+    corrupt: int
+    bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+
+def write_report(run_id: str, dst: str | os.PathLike[str] | None = None) -> str:
+    """Write the page about a run's checkpoints, or bring that of the run up to date.
+
+    Args:
+        dst: An HTML file to write; an earlier report there is replaced. `None`: the run's
+            artifacts `checkpoints/report.html` and `checkpoints/checkpoints.json`.
+
+    Returns:
+        Path of the file, or URI of the artifact.
+
+    Raises:
+        RunNotFound, RunDeleted, NoCheckpoints: If there is nothing to report.
+        ConfigError: If `dst` is a file, and no report.
+        StoreError: If the server refuses.
+    """
+    return write(run_id, dst).where
+
+
+def write(run_id: str, dst: str | os.PathLike[str] | None) -> Written:
+    """`write_report`, and what stands in it."""
+    store = Store()
+    run = store.run(run_id)
+    if not run.series:
+        raise NoCheckpoints(
+            f"Run {run.run_id} holds no checkpoints. Add MlflowCheckpoint() to the callbacks of "
+            "fit, or save one by hand with mlflow_ckpt.save(model)."
+        )
+    facts = page.gather(store, run, read_histories(store, run))
+    if dst is None:
+        publish(store, facts, {})
+        where = f"{run.artifact_uri.rstrip('/')}/{page.REPORT}"
+    else:
+        where = str(_replace(Path(dst), page.html(facts)))
+    held = facts.held
+    return Written(
+        run_id=run.run_id,
+        where=where,
+        checkpoints=len(held),
+        corrupt=sum(bool(each.reason) for each in held),
+        bytes=sum(each.checkpoint.bytes for each in held),
+    )
+
+
+def _replace(path: Path, content: bytes) -> Path:
+    """Write a file in the place of an earlier report, and of nothing else."""
+    if path.exists() and page.TITLE not in path.read_bytes()[:4096]:
+        raise ConfigError(f"{path} exists, and is no report. Choose another dst.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
 
 
 def bring_up_to_date(store: Store, run_id: str) -> None:

@@ -17,7 +17,7 @@ Everything behind `gather` is pure.
 from mlflow_ckpt.page._facts import Facts, Held, Part, gather
 from mlflow_ckpt.page._figures import figures
 from mlflow_ckpt.page._html import PATH as REPORT
-from mlflow_ckpt.page._html import html
+from mlflow_ckpt.page._html import TITLE, html
 from mlflow_ckpt.page._note import is_ours, note
 from mlflow_ckpt.page._table import PATH as TABLE
 from mlflow_ckpt.page._table import table
@@ -25,6 +25,7 @@ from mlflow_ckpt.page._table import table
 __all__ = [
     "REPORT",
     "TABLE",
+    "TITLE",
     "Facts",
     "Held",
     "Part",

@@ -23,6 +23,7 @@ from mlflow_ckpt.page._figures import figures as draw
 from mlflow_ckpt.table import human_bytes, numbers
 
 PATH = "checkpoints/report.html"
+TITLE = b"<title>Checkpoints of "
 _MOST_METRICS = 6
 
 
