@@ -134,8 +134,8 @@ class CheckpointRepository(ArtifactRepository):
         if _OF_A_SERVER in os.environ:
             raise MlflowException(
                 "A tracking server answers no ckpt:/ URI, whose checkpoint may be one that this "
-                "user must not read. Register models:/<model_id>, which mlflow_ckpt.resolve(...) "
-                "has as .uri.",
+                "user must not read. To register a checkpoint call "
+                "mlflow_ckpt.register(run_id, which, name).",
                 INVALID_PARAMETER_VALUE,
             )
         asked = tuple(s for s in (path or "").split("/") if unquote(s) not in ("", "."))

@@ -78,6 +78,15 @@ def train(experiment: str | None = None, **arguments: Any) -> str:
     return str(run.info.run_id)
 
 
+def by_hand() -> str:
+    """A run with two checkpoints of equal models, which no fit has to make."""
+    model = built()
+    with mlflow.start_run() as run:
+        for step in (1, 2):
+            ckpt.save(model, step=step, epoch=step, metrics={"loss": 1.0 / step})
+    return str(run.info.run_id)
+
+
 @pytest.fixture
 def trained(made: Trained, tracking: str) -> str:
     """ID of a run that no test changes."""
@@ -148,6 +157,17 @@ def test_one_file_is_copied_and_no_other(trained: str, out: Path) -> None:
     assert found == str(out / "model.keras")
     assert files_below(out) == ["model.keras"]
     assert same(keras.saving.load_model(found), ckpt.load_model(trained, "best@ckpt"))
+
+
+def test_mlflows_own_bar_is_shown(
+    trained: str, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"ckpt:/{trained}/best@ckpt"
+    mlflow.artifacts.download_artifacts(uri, dst_path=out)
+    assert re.search(r"Downloading artifacts: +100%.* 7/7 ", capsys.readouterr().err)
+    monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    mlflow.artifacts.download_artifacts(uri, dst_path=out)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_folder_is_copied(trained: str, out: Path) -> None:
@@ -286,31 +306,31 @@ def test_every_backend_lists_copies_loads_and_goes_back(out: Path) -> None:
 
 @pytest.mark.parametrize("damage", stored.DAMAGE)
 def test_damage_is_raised_and_leaves_nothing(damage: str, out: Path) -> None:
-    run_id = train()
-    best = ckpt.resolve(run_id, "best@ckpt")
+    run_id = by_hand()
+    best = ckpt.resolve(run_id, "best(loss)")
     stored.DAMAGE[damage](best, MODEL)
     folder = out / "new"
-    for uri in (f"ckpt:/{run_id}/best@ckpt", f"ckpt:/{run_id}/best@ckpt/{MODEL}"):
+    for uri in (f"ckpt:/{run_id}/best(loss)", f"ckpt:/{run_id}/best(loss)/{MODEL}"):
         with pytest.raises(DigestMismatch, match=r"data/model\.keras"):
             mlflow.artifacts.download_artifacts(uri, dst_path=str(folder))
         assert list(folder.iterdir()) == []
     with pytest.raises(DigestMismatch, match=r"data/model\.keras"):
-        mlflow.pyfunc.load_model(f"ckpt:/{run_id}/best@ckpt")
+        mlflow.pyfunc.load_model(f"ckpt:/{run_id}/best(loss)")
     # What is whole is still given.
-    assert "flavors" in mlflow.artifacts.load_text(f"ckpt:/{run_id}/best@ckpt/MLmodel")
+    assert "flavors" in mlflow.artifacts.load_text(f"ckpt:/{run_id}/best(loss)/MLmodel")
 
 
 def test_latest_goes_back_past_damage(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_id = train(keep=None)
-    newest = ckpt.resolve(run_id, "latest@ckpt")
+    run_id = by_hand()
+    newest = ckpt.resolve(run_id, "latest")
     repository = get_artifact_repository(f"ckpt:/{run_id}")
-    repository.list_artifacts("latest@ckpt")
+    repository.list_artifacts("latest")
     stored.DAMAGE["flipped"](newest, MODEL)
-    repository.download_artifacts("latest@ckpt", str(out))
-    manifest = json.loads((out / "latest@ckpt/manifest.json").read_text())
+    repository.download_artifacts("latest", str(out))
+    manifest = json.loads((out / "latest/manifest.json").read_text())
     assert manifest["checkpoint"]["epoch"] == 1
     assert f"skipped {newest.name}" in capsys.readouterr().out
-    assert files_below(out / "latest@ckpt") == FILES
+    assert files_below(out / "latest") == FILES[:-1]  # saved by hand: no training state
     tags = mlflow.MlflowClient().get_logged_model(newest.model_id).tags
     assert tags["ckpt.complete"] == "corrupt"
 
@@ -318,11 +338,11 @@ def test_latest_goes_back_past_damage(out: Path, capsys: pytest.CaptureFixture[s
 def test_a_folder_that_was_made_for_a_download_that_fails_goes_again(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_id = train()
-    stored.DAMAGE["flipped"](ckpt.resolve(run_id, "best@ckpt"), MODEL)
+    run_id = by_hand()
+    stored.DAMAGE["flipped"](ckpt.resolve(run_id, "best(loss)"), MODEL)
     monkeypatch.setattr("tempfile.tempdir", str(out))
     with pytest.raises(DigestMismatch):
-        mlflow.artifacts.download_artifacts(f"ckpt:/{run_id}/best@ckpt")
+        mlflow.artifacts.download_artifacts(f"ckpt:/{run_id}/best(loss)")
     assert list(out.iterdir()) == []
 
 
