@@ -121,7 +121,15 @@ logging.getLogger("mlflow_ckpt").addHandler(logging.NullHandler())
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    try:
+        home = importlib.import_module(f"{__name__}.{_HOMES[name]}")
+    except ModuleNotFoundError as error:
+        from mlflow_ckpt.backend_hint import backend_hint
+
+        if hint := backend_hint(error):
+            raise ModuleNotFoundError(f"{error.msg}. {hint}", name=error.name) from error
+        raise
+    value = getattr(home, name)
     globals()[name] = value
     return value
 

@@ -199,16 +199,24 @@ def _refuse_conflicts(callbacks: keras.callbacks.CallbackList) -> None:
     later `.keras` of that model reloads as RMSprop with part of its variables.
     """
     names: set[str] = set()
+    seen: list[MlflowCheckpoint] = []
     for callback in callbacks.callbacks:
         kind = type(callback).__name__
         path = str(getattr(callback, "filepath", ""))
         if isinstance(callback, MlflowCheckpoint):
-            if callback._options.name in names:
+            name = callback._options.name
+            if any(callback is other for other in seen):
                 raise ConfigError(
-                    f"Two MlflowCheckpoint callbacks write the series {callback._options.name!r}. "
-                    "Give one of them another name=."
+                    "The same MlflowCheckpoint stands twice among the callbacks of this fit. "
+                    "Leave one of them out."
                 )
-            names.add(callback._options.name)
+            if name in names:
+                raise ConfigError(
+                    f"Two MlflowCheckpoint callbacks write the series {name!r}. Leave one of them "
+                    f"out, or give it another name=, such as MlflowCheckpoint(name='{name}2')."
+                )
+            names.add(name)
+            seen.append(callback)
         elif kind == "MlflowModelCheckpointCallback" and not getattr(
             callback, "save_weights_only", False
         ):

@@ -16,6 +16,7 @@ from mlflow_ckpt.cli_options import (
     of_a_run,
     run_id_argument,
     uri_option,
+    use,
 )
 from mlflow_ckpt.errors import CheckpointError
 
@@ -134,9 +135,8 @@ def gc(
     if (experiment is None) != everywhere:
         raise click.UsageError("Give --experiment or --all, one of them.")
     from mlflow_ckpt import keep_report, orphans
-    from mlflow_ckpt.store import use_tracking_uri
 
-    use_tracking_uri(tracking_uri)
+    use(tracking_uri)
     collector = orphans.Collector(
         deleted_runs=deleted_runs, pinned=pinned, undelivered=undelivered, dry_run=dry_run
     )

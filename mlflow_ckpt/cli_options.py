@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlflow_ckpt.backend_hint import backend_hint
 from mlflow_ckpt.cli_complete import run_ids, selectors
 from mlflow_ckpt.cli_group import is_stdout_closed
 from mlflow_ckpt.errors import CheckpointError
@@ -65,12 +66,24 @@ def of_a_run(function: Command) -> Command:
     @functools.wraps(function)
     def run(*, tracking_uri: str | None, **arguments: Any) -> None:
         from mlflow_ckpt.cli_address import named
-        from mlflow_ckpt.store import use_tracking_uri
 
-        use_tracking_uri(tracking_uri)
+        use(tracking_uri)
         function(**named(arguments))
 
     return guarded(run)
+
+
+def use(tracking_uri: str | None) -> None:
+    """Read from there from now on, if it answers.
+
+    Raises:
+        StoreError: If it is no tracking URI, or leads to a database that is not there.
+        ServerAway: If it is a server that does not answer.
+    """
+    from mlflow_ckpt.store import Store, reach_server, use_tracking_uri
+
+    use_tracking_uri(tracking_uri)
+    reach_server(Store().uri)
 
 
 def guarded(function: Command) -> Command:
@@ -185,6 +198,8 @@ def one_line(error: Exception) -> str:
     )
     if isinstance(error, (CheckpointError, OSError, click.ClickException)):
         return text
+    if isinstance(error, ModuleNotFoundError) and (hint := backend_hint(error)):
+        return f"{text}. {hint}"
     return f"{type(error).__name__}: {text} (--debug shows the traceback)"
 
 

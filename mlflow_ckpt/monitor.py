@@ -6,7 +6,8 @@ a user's own callback is guessed by name or has to be given a mode.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -106,8 +107,21 @@ class Monitor:
     def _missing(self, epoch: int, metrics: Mapping[str, float]) -> MonitorMissing:
         return MonitorMissing(
             f"monitor={self._name!r} is not in the logs of epoch {epoch}. "
-            f"They hold: {', '.join(sorted(metrics)) or 'nothing'}. Pass one of them, give fit "
-            "validation_data, or pass monitor=None to keep no best.",
+            f"They hold: {', '.join(sorted(metrics)) or 'nothing'}. "
+            f"{_next_try(str(self._name), sorted(metrics))} To keep no best: monitor=None.",
             monitor=str(self._name),
             available=tuple(sorted(metrics)),
         )
+
+
+def _next_try(name: str, known: Sequence[str]) -> str:
+    """What to type for a monitor that the logs do not have."""
+    of_training = name.removeprefix("val_")
+    if of_training != name and not any(each.startswith("val_") for each in known):
+        other = f", or pass monitor={of_training!r}" if of_training in known else ""
+        return f"Give fit validation_data=(x_val, y_val){other}."
+    near = [each for each in known if each.startswith(name)]
+    near = near or difflib.get_close_matches(name, known, n=1)
+    if near:
+        return f"Did you mean monitor={near[0]!r}?"
+    return f"Add it where the model is compiled: compile(metrics=[{of_training!r}])."

@@ -156,6 +156,11 @@ def evaluate_command(load_test_set: Callable[[Mapping[str, str]], tuple[Any, Any
             mlflow.set_tag("checkpoint", checkpoint.uri)
             x, y = load_test_set(trained.data.params)
             model = ckpt.load_model(run_id, which)
+            if not model.compiled:
+                raise click.ClickException(
+                    f"The model of {checkpoint.name} was never compiled, so that it has no loss to "
+                    "evaluate. Before the training: model.compile(optimizer, loss, metrics=[...])"
+                )
             scores = model.evaluate(x, y, verbose=0, return_dict=True)
             mlflow.log_metrics({f"eval_{key}": scores[key] for key in ("accuracy", "loss")})
         click.echo(f"{which} of run {run_id}: {checkpoint.name} ({checkpoint.uri})")

@@ -7,6 +7,9 @@
     _commit       create, log, link, finalize, commit
     _delete       take checkpoints away
     _files        bring the files of a checkpoint here
+    _uri          a tracking URI that leads nowhere, and what was meant
+    _reach        does a server answer at all
+    _missing      where a run may be that is not here
     _faults       a server that is away, and one that refuses
     _upkeep       mark, pin, hold; what is there beside committed checkpoints
     _lease        the tag of who writes a series
@@ -24,6 +27,7 @@ from mlflow_ckpt.store._connection import now_ms, use_tracking_uri
 from mlflow_ckpt.store._connection import portable as portable_uri
 from mlflow_ckpt.store._fork import Logged
 from mlflow_ckpt.store._launch import Launcher, Origin, Project, origin_of
+from mlflow_ckpt.store._reach import reach_server
 from mlflow_ckpt.store._store import Store
 from mlflow_ckpt.store._trace import Trace
 from mlflow_ckpt.store._upkeep import Upkeep
@@ -42,6 +46,7 @@ __all__ = [
     "origin_of",
     "portable_uri",
     "prepare_card",
+    "reach_server",
     "use_tracking_uri",
     "write_card",
 ]

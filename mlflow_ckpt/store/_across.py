@@ -6,7 +6,6 @@ Metric names depend on the series: see `Series.prefix`.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -27,6 +26,7 @@ from mlflow_ckpt.record import (
 from mlflow_ckpt.selector import Mode
 from mlflow_ckpt.store import _query
 from mlflow_ckpt.store._connection import Connection, translated
+from mlflow_ckpt.store._missing import no_experiment
 
 _RUNS = 1_000
 _EXPERIMENTS = 1_000
@@ -142,21 +142,15 @@ class Across:
         with translated(f"read experiment {name!r}"):
             found = self._client.get_experiment_by_name(name)
         if found is None:
-            raise NotFound(
-                f"No experiment is called {name!r} on this tracking server.{self._near(name)}"
-            )
+            with translated("search experiments"):
+                known = self._client.search_experiments(max_results=_EXPERIMENTS)
+            raise no_experiment(self._client, name, [each.name for each in known])
         if found.lifecycle_stage != "active":
             raise NotFound(
                 f"The experiment {name!r} is deleted. Restore it with: "
                 f"mlflow experiments restore --experiment-id {found.experiment_id}"
             )
         return found
-
-    def _near(self, name: str) -> str:
-        with translated("search experiments"):
-            names = [e.name for e in self._client.search_experiments(max_results=_EXPERIMENTS)]
-        near = difflib.get_close_matches(name, names, n=3) or sorted(names)[:5]
-        return f" There are: {', '.join(map(repr, near))}."
 
 
 def _ranked(model: LoggedModel, known: Mapping[str, Run], prefix: str | None) -> Ranked | None:

@@ -7,8 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import mlflow
 from mlflow import MlflowClient
@@ -17,28 +15,35 @@ from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_TIMEOUT
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import fluent
 from mlflow.tracking._tracking_service.client import TrackingServiceClient
+from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 from sqlalchemy.exc import SQLAlchemyError
 
 from mlflow_ckpt.errors import (
     NoActiveRun,
     ResumeError,
     RunDeleted,
-    RunNotFound,
     ServerAway,
     StoreError,
     UnsupportedStore,
 )
 from mlflow_ckpt.record import FORK_STATE_TAG, FORKING, Run
 from mlflow_ckpt.store._faults import advice, is_away, is_denied
+from mlflow_ckpt.store._missing import run_not_found
+from mlflow_ckpt.store._reach import reason
+from mlflow_ckpt.store._uri import (
+    UPGRADE,
+    refuse_missing_database,
+    unreadable,
+    without_secret,
+)
+from mlflow_ckpt.store._uri import portable as portable
+from mlflow_ckpt.store._uri import refuse as refuse
 
 _KIND_TAG = "mlflow.experimentKind"
 _KIND = "custom_model_development"
 _LATE_S = 2.0
+_DRIVERS = {"MySQLdb": "mysqlclient", "psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary"}
 _STORE_TIMEOUT_S = 60.0  # Other clients than MLflow's own wait for no answer longer than this.
-_UPGRADE = (
-    "Checkpoints are MLflow 3 logged models. Use a tracking server of MLflow 3 or later "
-    'with a database, or mlflow.set_tracking_uri("sqlite:///mlflow.db").'
-)
 
 
 @dataclass
@@ -97,88 +102,62 @@ def translated(action: str) -> Iterator[None]:
     except MlflowException as error:
         if error.error_code == "ENDPOINT_NOT_FOUND":
             raise UnsupportedStore(
-                f"The tracking server {_without_secret(mlflow.get_tracking_uri())} does not know "
+                f"The tracking server {without_secret(mlflow.get_tracking_uri())} does not know "
                 f"logged models "
-                f"({action}). {_UPGRADE}"
+                f"({action}). {UPGRADE}"
             ) from error
         if is_denied(error):
             raise StoreError(
-                f"The tracking server {_without_secret(mlflow.get_tracking_uri())} does not permit "
+                f"The tracking server {without_secret(mlflow.get_tracking_uri())} does not permit "
                 f"to {action}. {advice(error)}"
             ) from error
         if is_away(error):
-            raise ServerAway(f"The tracking server could not {action}: {error}") from error
+            why = reason(error)
+            raise ServerAway(
+                f"The tracking server could not {action}: {error}"
+                if why is None
+                else f"The tracking server {without_secret(mlflow.get_tracking_uri())} could not "
+                f"{action}: it does not answer ({why})."
+            ) from error
         raise StoreError(f"The tracking server refused to {action}: {error}") from error
-    except (SQLAlchemyError, ImportError) as error:
+    except ImportError as error:
+        raise StoreError(
+            f"The tracking database {without_secret(mlflow.get_tracking_uri())} needs a driver: "
+            f"{error}. Type: pip install {_DRIVERS.get(error.name or '', error.name)}"
+        ) from error
+    except SQLAlchemyError as error:
         raise (ServerAway if is_away(error) else StoreError)(
-            f"The tracking database {_without_secret(mlflow.get_tracking_uri())} could not "
+            f"The tracking database {without_secret(mlflow.get_tracking_uri())} could not "
             f"{action}: {error}"
         ) from error
-
-
-def _without_secret(uri: str) -> str:
-    """`uri` without the user and password that may stand in it."""
-    head, separator, host = uri.rpartition("@")
-    return f"{head.partition('://')[0]}://***@{host}" if separator else uri
-
-
-def portable(uri: str) -> str:
-    """`uri` as another process can use it, from any folder, without a password."""
-    scheme, separator, name = uri.partition(":///")
-    if scheme == "sqlite" and separator and name and not name.startswith((":", "/")):
-        return f"sqlite:///{Path(name).absolute()}"
-    return _without_secret(uri)
-
-
-def refuse_file_store(uri: str) -> None:
-    """Refuse a tracking URI that cannot hold checkpoints.
-
-    Raises:
-        UnsupportedStore: If the URI names MLflow's file store.
-    """
-    scheme = urlsplit(uri).scheme
-    if (scheme in ("", "file") or len(scheme) == 1) and not uri.startswith("databricks"):
-        raise UnsupportedStore(
-            f"The file store cannot hold checkpoints. Received: {uri!r}. {_UPGRADE}"
-        )
 
 
 def connect(uri: str) -> Connection:
     """Reach a tracking URI.
 
     Raises:
-        StoreError: If it is a database that cannot be reached.
+        StoreError: If it is none, or a database that is not there or cannot be reached.
     """
+    refuse_missing_database(uri)
     with translated("connect"):
-        return Connection(uri, MlflowClient(tracking_uri=uri))
+        try:
+            return Connection(uri, MlflowClient(tracking_uri=uri))
+        except UnsupportedModelRegistryStoreURIException as error:
+            raise unreadable(uri) from error
 
 
 def use_tracking_uri(uri: str | None) -> None:
     """Read from `uri` from now on, or from where MLflow points already (`None`).
 
-    MLflow creates an SQLite file that is missing, so that a mistyped path, or the wrong
-    folder, would look like a server that knows no run.
-
     Raises:
-        StoreError: If the URI names an SQLite file that does not exist or is none.
+        StoreError: If the URI is none, or names an SQLite file that does not exist or is none.
+        UnsupportedStore: If it names the file store.
     """
     if uri is not None:
         mlflow.set_tracking_uri(uri)
     current = mlflow.get_tracking_uri()
-    scheme, _, name = current.partition(":///")
-    name = name.partition("?")[0]
-    if not scheme.startswith("sqlite") or name in ("", ":memory:"):
-        return
-    path = Path(name) if Path(name).exists() else Path(unquote(name))
-    if not path.is_file():
-        raise StoreError(
-            f"No MLflow database at {path.absolute()}. Go to the folder where the run was made, "
-            "or name its tracking server: MLFLOW_TRACKING_URI or --tracking-uri, such as "
-            "sqlite:////path/to/mlflow.db or http://host:5000."
-        )
-    with path.open("rb") as file:
-        if file.read(16) not in (b"", b"SQLite format 3\0"):
-            raise StoreError(f"Expected an SQLite database. Received: {path.absolute()}")
+    refuse(current)
+    refuse_missing_database(current)
 
 
 def current_run_id(run_id: str | None) -> str:
@@ -196,7 +175,22 @@ def current_run_id(run_id: str | None) -> str:
         return from_environment
     raise NoActiveRun(
         "No MLflow run is active and none was named. Put the call into "
-        "`with mlflow.start_run():`, or pass run_id='...'."
+        f"`with mlflow.start_run():`, or name a run: run_id='...' or MLFLOW_RUN_ID.{_last_run()}"
+    )
+
+
+def _last_run() -> str:
+    """How to go on in the run that this thread has ended, by itself or by autologging.
+
+    `mlflow.last_active_run()` makes a request; what it asks first (`fluent._last_active_run_id`)
+    suffices.
+    """
+    last = fluent._last_active_run_id.get()  # noqa: SLF001 (see above)
+    if last is None:
+        return ""
+    return (
+        f" The last one has ended, as one of autologging does behind its fit. To go on in it: "
+        f"`with mlflow.start_run(run_id={last!r}):`"
     )
 
 
@@ -229,11 +223,7 @@ def get_run(client: MlflowClient, run_id: str) -> Run:
             found = client.get_run(run_id)
         except MlflowException as error:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                uri = _without_secret(client.tracking_uri)
-                raise RunNotFound(
-                    f"No run {run_id!r} on the tracking server {uri}. "
-                    "Check the ID, and MLFLOW_TRACKING_URI or mlflow.set_tracking_uri(...)."
-                ) from error
+                raise run_not_found(client, run_id) from error
             raise
     if found.info.lifecycle_stage == LifecycleStage.DELETED:
         raise RunDeleted(

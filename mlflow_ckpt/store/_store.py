@@ -45,11 +45,12 @@ class Store:
 
     Raises:
         UnsupportedStore: If the tracking URI names the file store.
+        StoreError: If it is none.
     """
 
     def __init__(self, uri: str | None = None) -> None:
         self.uri: str = uri or mlflow.get_tracking_uri()
-        _connection.refuse_file_store(self.uri)
+        _connection.refuse(self.uri)
         self._connecting = threading.Lock()
         self._made: _connection.Connection | None = None
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from mlflow.entities import LoggedModel, ViewType
 from mlflow.exceptions import MlflowException
 
-from mlflow_ckpt.errors import CheckpointNotFound, ManifestError, NotFound
+from mlflow_ckpt.errors import CheckpointNotFound, ManifestError
 from mlflow_ckpt.record import (
     COMPLETE_TAG,
     FORK_TAG_PREFIX,
@@ -27,6 +27,7 @@ from mlflow_ckpt.store import _delete, _query
 from mlflow_ckpt.store._connection import Connection, translated
 from mlflow_ckpt.store._deleter import Deleter
 from mlflow_ckpt.store._faults import is_denied
+from mlflow_ckpt.store._missing import no_experiment
 from mlflow_ckpt.store._trace import Trace, trace_of
 
 _REASON_CHARACTERS = 1_000
@@ -145,17 +146,18 @@ class Upkeep:
             NotFound: If there is none of that name.
         """
         with translated("search experiments"):
-            found, token = [], None
+            found, names, token = [], [], None
             while True:
                 page = self._client.search_experiments(
                     view_type=ViewType.ALL, max_results=_PAGE, page_token=token
                 )
                 found += [e.experiment_id for e in page if name is None or e.name == name]
+                names += [e.name for e in page]
                 token = page.token
                 if not token:
                     break
         if name is not None and not found:
-            raise NotFound(f"No experiment is called {name!r} on this tracking server.")
+            raise no_experiment(self._client, name, names)
         return found
 
     def of_experiments(self, experiment_ids: list[str]) -> list[Trace]:
