@@ -13,6 +13,8 @@
     _faults       a server that is away, and one that refuses
     _upkeep       mark, pin, hold; what is there beside committed checkpoints
     _lease        the tag of who writes a series
+    _checkup      how a tracking server is, for a doctor
+    _speed        how fast an artifact store is, and whether it can delete
     _launch       MLflow Projects, and what their runs say of how they were launched
     _fork         a run beside another one, and what a run began from
     _card         MLmodel and environment files, made once per process
@@ -22,26 +24,33 @@ No other module imports `mlflow`; a lint rule and a test keep it so.
 
 from mlflow_ckpt.store._across import Ranked
 from mlflow_ckpt.store._card import prepare_card, write_card
+from mlflow_ckpt.store._checkup import Checkup, Place, current_uri
 from mlflow_ckpt.store._commit import Commit
 from mlflow_ckpt.store._connection import now_ms, use_tracking_uri
 from mlflow_ckpt.store._connection import portable as portable_uri
 from mlflow_ckpt.store._fork import Logged
 from mlflow_ckpt.store._launch import Launcher, Origin, Project, origin_of
 from mlflow_ckpt.store._reach import reach_server
+from mlflow_ckpt.store._speed import Measured, measure
 from mlflow_ckpt.store._store import Store
 from mlflow_ckpt.store._trace import Trace
 from mlflow_ckpt.store._upkeep import Upkeep
 
 __all__ = [
+    "Checkup",
     "Commit",
     "Launcher",
     "Logged",
+    "Measured",
     "Origin",
+    "Place",
     "Project",
     "Ranked",
     "Store",
     "Trace",
     "Upkeep",
+    "current_uri",
+    "measure",
     "now_ms",
     "origin_of",
     "portable_uri",
