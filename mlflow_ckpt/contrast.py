@@ -6,8 +6,9 @@ Of two objects of different classes only the classes are told: each has argument
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -25,8 +26,16 @@ class Contrast:
     b: Any
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return asdict(self)
+        """JSON values; of a number that JSON lacks its name."""
+        return {"where": self.where, "a": _in_json(self.a), "b": _in_json(self.b)}
+
+
+def _in_json(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _in_json(each) for key, each in value.items()}
+    return [_in_json(each) for each in value] if isinstance(value, list) else value
 
 
 def contrasts(a: Any, b: Any, where: str) -> list[Contrast]:

@@ -15,12 +15,13 @@ from mlflow_ckpt.errors import FormatTooNew, ManifestError
 
 ALGORITHM = "blake3"
 _CHUNK = 1 << 20
+_WINDOW = 1 << 24  # enough for every core, and a multiple of any page
 _DIGEST = re.compile(r"(?P<algorithm>[a-z][a-z0-9._+-]{0,31}):(?P<value>.+)")
 _VALUE = re.compile(r"[0-9a-f]{64}")  # of both algorithms
 
 
 class _Hasher(Protocol):
-    def update(self, data: bytes | mmap.mmap, /) -> object: ...
+    def update(self, data: bytes | memoryview, /) -> object: ...
     def hexdigest(self) -> str: ...
 
 
@@ -79,9 +80,19 @@ def digest_file(file: BinaryIO, algorithm: str = ALGORITHM) -> str:
                 if algorithm == "blake3"
                 else ALGORITHMS[algorithm]()
             )
-            hasher.update(data)
+            _update(hasher, data)
             return f"{algorithm}:{hasher.hexdigest()}"
     return _digest_chunks(file, algorithm)
+
+
+def _update(hasher: _Hasher, data: mmap.mmap) -> None:
+    """Digest a map, and keep no more of it in this process's memory than a window."""
+    forgets = hasattr(mmap, "MADV_DONTNEED")
+    with memoryview(data) as view:
+        for start in range(0, len(view), _WINDOW):
+            hasher.update(view[start : start + _WINDOW])
+            if forgets:
+                data.madvise(mmap.MADV_DONTNEED, start, min(_WINDOW, len(view) - start))
 
 
 def _digest_chunks(file: BinaryIO, algorithm: str) -> str:

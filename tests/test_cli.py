@@ -114,7 +114,7 @@ def test_every_example_can_be_parsed() -> None:
             arguments = [word.strip("'") for word in words.split()]
             found = command.make_context(name, arguments).params
             if name not in ("doctor", "gc", "sync", "verify"):
-                assert found["project" if name == "prove" else "run_id"]
+                assert found[{"diff": "b", "prove": "project"}.get(name, "run_id")]
 
 
 def test_the_version_is_printed(call: Cli) -> None:
