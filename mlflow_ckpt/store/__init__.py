@@ -12,7 +12,10 @@
     _missing      where a run may be that is not here
     _faults       a server that is away, and one that refuses
     _upkeep       mark, pin, hold; what is there beside committed checkpoints
+    _page         files and a description where MLflow shows the run
     _lease        the tag of who writes a series
+    _slim         slim copies of checkpoints, which are served
+    _registry     the model registry
     _checkup      how a tracking server is, for a doctor
     _speed        how fast an artifact store is, and whether it can delete
     _launch       MLflow Projects, and what their runs say of how they were launched
@@ -31,6 +34,8 @@ from mlflow_ckpt.store._connection import portable as portable_uri
 from mlflow_ckpt.store._fork import Logged
 from mlflow_ckpt.store._launch import Launcher, Origin, Project, origin_of
 from mlflow_ckpt.store._reach import reach_server
+from mlflow_ckpt.store._registry import Registry
+from mlflow_ckpt.store._slim import SlimCopies, SlimCopy
 from mlflow_ckpt.store._speed import Measured, measure
 from mlflow_ckpt.store._store import Store
 from mlflow_ckpt.store._trace import Trace
@@ -46,6 +51,9 @@ __all__ = [
     "Place",
     "Project",
     "Ranked",
+    "Registry",
+    "SlimCopies",
+    "SlimCopy",
     "Store",
     "Trace",
     "Upkeep",
