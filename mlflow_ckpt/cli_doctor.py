@@ -49,8 +49,8 @@ def doctor(
     Versions, how a snapshot is taken, the spool and its disk, the tracking server, who one is
     there, and the artifact store's speed and whether it can delete. One line each, and what to
     do below it. Exit code 1 if there is a problem; a warning is none. A server that does not
-    answer is said within 20 seconds, an artifact store within 2 minutes. Nothing is left behind but what
-    a store cannot delete, which is named.
+    answer is said within 20 seconds, an artifact store within 2 minutes. Nothing is left behind
+    but what a store cannot delete, which is named.
 
     \b
     Example:

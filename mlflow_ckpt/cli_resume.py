@@ -53,8 +53,9 @@ def resume(
 
     A run of `mlflow run` is launched again into itself, with the project, commit, entry point
     and parameters that it records; no run is made around it. The training takes the place of
-    this command: the exit code is its own, such as 143 after SIGTERM. With --json its output goes
-    to stderr. For the run of a script or notebook it prints what to type, and launches nothing.
+    this command: the exit code is its own, such as 143 after SIGTERM; 0 or 1 if MLflow makes an
+    environment for it. With --json its output goes to stderr. For the run of a script or notebook
+    it prints what to type, and launches nothing.
 
     \b
     Example:

@@ -238,8 +238,8 @@ def go(launch: Launch, environment: Mapping[str, str]) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os.chdir(program.folder)
-    # Python ignores this one, and an ignored signal is inherited.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # by Python; and it would be inherited
+        signal.signal(ignored, signal.SIG_DFL)
     os.execvpe(program.words[0], program.words, told)
 
 

@@ -315,6 +315,9 @@ def test_who_may_not_train_is_told_what_to_ask_for(
         found = examined(call, run.info.run_id)
         assert found["user"]["may_train"]
         assert not found["artifact deletion"]["deletes"]
+        assert (
+            "this user may not delete there. Ask for a perm" in found["artifact deletion"]["text"]
+        )
         left = found["artifact deletion"]["left"]
         assert left in found["artifact deletion"]["advice"]
     with as_user({}):

@@ -128,6 +128,8 @@ def _delete(repository: ArtifactRepository) -> str:
     except FileNotFoundError:
         return ""
     except Exception as error:  # noqa: BLE001 (it is told)
+        if is_denied(error):
+            return f"this user may not delete there. {advice(error)}"
         return _short(error) or "the artifact store cannot delete"
     return "it reports a deletion, and lists the file all the same" if left else ""
 
