@@ -343,7 +343,8 @@ def tags_in_code() -> set[str]:
 
 @pytest.mark.pure
 def test_every_tag_of_the_code_is_documented() -> None:
-    rows = [*table("model tags"), *table("run tags")]
+    tables = ("model tags", "run tags", "slim tags", "version tags")
+    rows = [row for name in tables for row in table(name)]
     documented = {re.sub("<.*>", "", names(row["tag"])[0]) for row in rows}
     assert documented == tags_in_code()
 
