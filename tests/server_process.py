@@ -37,6 +37,7 @@ class ServerProcess:
         store: URI of another database.
         options: Replace those that send artifacts through the proxy.
         environment: Added to the server's own.
+        program: `server`, or `ui`.
 
     Attributes:
         uri: Its tracking URI, whether it runs or not.
@@ -52,12 +53,13 @@ class ServerProcess:
         store: str | None = None,
         options: Sequence[str] | None = None,
         environment: Mapping[str, str] | None = None,
+        program: str = "server",
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if database is not None and not (folder / "mlflow.db").exists():
             shutil.copy(database, folder / "mlflow.db")
         self.folder = folder.absolute()
-        self._workers = workers
+        self._workers, self._program = workers, program
         self._store = store or f"sqlite:///{self.folder / 'mlflow.db'}"
         proxied = ("--artifacts-destination", (self.folder / "served").as_uri())
         self._options = proxied if options is None else tuple(options)
@@ -87,7 +89,7 @@ class ServerProcess:
         """
         if self._process is not None:
             return
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+        command = [sys.executable, "-m", "mlflow", self._program, "--host", "127.0.0.1"]
         command += ["--port", str(self._port), "--workers", str(self._workers)]
         command += self._options
         with (self.folder / "server.log").open("ab") as log:
