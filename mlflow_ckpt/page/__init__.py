@@ -23,12 +23,12 @@ from mlflow_ckpt.page._table import PATH as TABLE
 from mlflow_ckpt.page._table import table
 
 __all__ = [
-    "REPORT",
-    "TABLE",
-    "TITLE",
     "Facts",
     "Held",
     "Part",
+    "REPORT",
+    "TABLE",
+    "TITLE",
     "figures",
     "gather",
     "html",
