@@ -77,7 +77,8 @@ class _Bar:
             self._drawn.update(self._task, description=text)
             if not measured:
                 self._total = self._done = 0
-                self._drawn.reset(self._task, total=None, amount="")
+                self._drawn.reset(self._task, amount="")
+                self._drawn.tasks[0].total = None  # To `reset`, None is no change.
 
     @contextmanager
     def hidden(self) -> Iterator[None]:

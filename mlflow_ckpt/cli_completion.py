@@ -46,7 +46,7 @@ def completion(shell: str | None, debug: bool) -> None:
     kind = get_completion_class(shell)
     assert kind is not None, "click knows the three"
     click.echo(kind(click.get_current_context().find_root().command, {}, NAME, VARIABLE).source())
-    if sys.stdout.isatty():
+    if _is_terminal():
         click.echo(WHERE[shell], err=True)
 
 
@@ -58,6 +58,10 @@ def _of_environment() -> str:
             "Type: mlflow-ckpt completion bash"
         )
     return name
+
+
+def _is_terminal() -> bool:
+    return sys.stdout.isatty()
 
 
 def prepare() -> None:

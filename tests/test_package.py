@@ -108,6 +108,7 @@ def test_imports_only_go_down() -> None:
             "policy",
             "manifest",
             "record",
+            "progress",
             "registry_names",
             "resume_option",
             "say",
