@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow_ckpt import slim_copy
+from mlflow_ckpt import progress, slim_copy
 from mlflow_ckpt.errors import CheckpointNotFound, ConfigError, StoreError
 from mlflow_ckpt.fetched import first_whole
 from mlflow_ckpt.record import Checkpoint, Run
@@ -87,6 +87,7 @@ def whole(store: Store, run: Run, selector: Selector, folder: Path, undo: ExitSt
     def take(checkpoint: Checkpoint) -> bool:
         _check_whole(checkpoint)
         manifest = store.manifest(checkpoint, folder)
+        progress.expect(manifest.total_bytes)
         for entry in manifest.files:
             opened = store.fetch(checkpoint, manifest, [entry.path], folder, in_place=True)
             for file in opened.values():

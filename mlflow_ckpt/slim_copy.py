@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from mlflow_ckpt import progress
 from mlflow_ckpt.card_content import CARD
 from mlflow_ckpt.digests import digest_bytes
 from mlflow_ckpt.errors import DigestMismatch, IntegrityError, StoreError
@@ -92,12 +93,14 @@ def prepare(store: Store, checkpoint: Checkpoint, folder: Path) -> Prepared:
     with ExitStack() as undo:
         fetched = Path(undo.enter_context(TemporaryDirectory(dir=folder)))
         manifest = store.manifest(checkpoint, fetched)
-        wanted = [entry.path for entry in manifest.files if entry.path != STATE]
+        wanted = {entry.path: entry.size for entry in manifest.files if entry.path != STATE}
         if MODEL not in wanted:
             raise IntegrityError(f"{checkpoint.name} has no {MODEL}. Take another checkpoint.")
-        files = store.fetch(checkpoint, manifest, wanted, fetched, in_place=True)
+        progress.expect(sum(wanted.values()))
+        files = store.fetch(checkpoint, manifest, [*wanted], fetched, in_place=True)
         for file in files.values():
             undo.callback(file.close)
+        progress.turn_to("slimming")
         slimmed = slim(files.pop(MODEL), directory, manifest.model)
         for path, file in files.items():
             (directory / path).parent.mkdir(parents=True, exist_ok=True)
@@ -130,13 +133,15 @@ def make(copies: SlimCopies, run: Run, checkpoint: Checkpoint, prepared: Prepare
 def _made(
     copies: SlimCopies, run: Run, checkpoint: Checkpoint, prepared: Prepared, maker: str
 ) -> Ready:
-    copy = copies.begin(run, checkpoint, maker)
+    copy = copies.begin(run, checkpoint, maker, _note(checkpoint, prepared.slimmed))
     try:
         copies.write_card(copy, run, prepared.directory)
         manifest = _manifest(prepared)
         data = manifest.to_bytes()
         (prepared.directory / FILENAME).write_bytes(data)
         sizes = {entry.path: entry.size for entry in manifest.files}
+        progress.turn_to("storing the slim copy")
+        progress.expect(manifest.total_bytes + len(data))
         copies.publish(copy, run, checkpoint, prepared.directory, {**sizes, FILENAME: len(data)})
         copy = copies.finish(
             copy,
@@ -176,6 +181,14 @@ def _remove(copies: SlimCopies, copy: SlimCopy) -> None:
         say(f"the slim copy {copy.model_id} is left over: {why}")
 
 
+def _note(checkpoint: Checkpoint, slimmed: Slimmed) -> str:
+    left_out = "training state" if slimmed.kept else "training state, optimizer and compilation"
+    return (
+        f"What a registered version of {checkpoint.name} serves: its model, without {left_out}. To "
+        "continue the training, use the run."
+    )
+
+
 def _manifest(prepared: Prepared) -> Manifest:
     origin = prepared.manifest
     model = dict(origin.model)
@@ -209,6 +222,7 @@ def _read(store: Store, copied: Checkpoint) -> Manifest:
     """
     with TemporaryDirectory(prefix="mlflow-ckpt-") as folder:
         manifest = store.manifest(copied, Path(folder))
+        progress.expect(manifest.total_bytes)
         for entry in manifest.files:
             try:
                 opened = store.fetch(copied, manifest, [entry.path], Path(folder), in_place=True)

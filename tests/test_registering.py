@@ -187,6 +187,10 @@ def test_a_version_names_a_slim_copy_and_says_where_it_came_from(name: str) -> N
         "keras",
         "READY",
     )
+    assert slim.tags["mlflow.note.content"] == (
+        f"What a registered version of {best.name} serves: its model, without training state, "
+        "optimizer and compilation. To continue the training, use the run."
+    )
     noted = json.loads(slim.tags.pop("mlflow.modelVersions"))
     assert [(each["name"], int(each["version"])) for each in noted] == [(name, 1)]
     assert {key: slim.tags[key] for key in ("ckpt.slim_of", "ckpt.slim_maker")} == {
@@ -407,7 +411,7 @@ def test_what_another_process_is_making_is_left_alone(
 
 def half_made(run_id: str, maker: str) -> Any:
     checkpoint, store = ckpt.resolve(run_id), Store()
-    return Registry(store.uri).slim.begin(store.run(run_id), checkpoint, maker).model
+    return Registry(store.uri).slim.begin(store.run(run_id), checkpoint, maker, "").model
 
 
 ELSEWHERE = {"boot": "b", "namespace": "n", "host": "far", "pid": 1, "started": 1, "nonce": "x"}
@@ -874,7 +878,7 @@ def test_only_a_card_that_mlflow_would_write_is_taken(
     (tmp_path / "MLmodel").write_bytes(card.replace(*change, 1))
     store = Store()
     slim = Registry(store.uri).slim
-    copy = slim.begin(store.run(run_id), ckpt.resolve(run_id), "")
+    copy = slim.begin(store.run(run_id), ckpt.resolve(run_id), "", "")
     with pytest.raises(ManifestError, match="MLmodel of MLflow's keras flavor, without code"):
         slim.write_card(copy, store.run(run_id), tmp_path)
 

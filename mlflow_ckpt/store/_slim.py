@@ -34,6 +34,7 @@ SLIM_MAKER_TAG = "ckpt.slim_maker"
 SLIM_DIGEST_TAG = "ckpt.slim_digest"
 SLIM_BYTES_TAG = "ckpt.slim_bytes"
 
+_NOTE_TAG = "mlflow.note.content"
 _LOADER = "mlflow.keras"
 _MOST = 100  # copies of one checkpoint
 
@@ -108,8 +109,13 @@ class SlimCopies:
             )
         return [SlimCopy(model) for model in found]
 
-    def begin(self, run: Run, checkpoint: Checkpoint, maker: str) -> SlimCopy:
-        """Create the record of one, PENDING."""
+    def begin(self, run: Run, checkpoint: Checkpoint, maker: str, note: str) -> SlimCopy:
+        """Create the record of one, PENDING.
+
+        Args:
+            maker: See `SlimCopy.maker`.
+            note: Its description, for people.
+        """
         position = checkpoint.position
         with translated("create a slim copy"), self._connection.writing():
             return SlimCopy(
@@ -117,7 +123,11 @@ class SlimCopies:
                     run.experiment_id,
                     name=f"{checkpoint.name}-slim",
                     source_run_id=run.run_id,
-                    tags={SLIM_OF_TAG: checkpoint.model_id, SLIM_MAKER_TAG: maker},
+                    tags={
+                        SLIM_OF_TAG: checkpoint.model_id,
+                        SLIM_MAKER_TAG: maker,
+                        _NOTE_TAG: note,
+                    },
                     params={k: str(getattr(position, k)) for k in ("series", "epoch", "step")},
                     model_type=SLIM_MODEL_TYPE,
                 )
