@@ -32,6 +32,7 @@ from mlflow_ckpt.store._missing import run_not_found
 from mlflow_ckpt.store._reach import reason
 from mlflow_ckpt.store._uri import (
     UPGRADE,
+    hide_secret,
     refuse_missing_database,
     unreadable,
     without_secret,
@@ -100,36 +101,43 @@ def translated(action: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        if error.error_code == "ENDPOINT_NOT_FOUND":
-            raise UnsupportedStore(
-                f"The tracking server {without_secret(mlflow.get_tracking_uri())} does not know "
-                f"logged models "
-                f"({action}). {UPGRADE}"
-            ) from error
-        if is_denied(error):
-            raise StoreError(
-                f"The tracking server {without_secret(mlflow.get_tracking_uri())} does not permit "
-                f"to {action}. {advice(error)}"
-            ) from error
-        if is_away(error):
-            why = reason(error)
-            raise ServerAway(
-                f"The tracking server could not {action}: {error}"
-                if why is None
-                else f"The tracking server {without_secret(mlflow.get_tracking_uri())} could not "
-                f"{action}: it does not answer ({why})."
-            ) from error
-        raise StoreError(f"The tracking server refused to {action}: {error}") from error
+        raise _in_our_words(action, error) from error
     except ImportError as error:
         raise StoreError(
-            f"The tracking database {without_secret(mlflow.get_tracking_uri())} needs a driver: "
-            f"{error}. Type: pip install {_DRIVERS.get(error.name or '', error.name)}"
+            f"The tracking database {_here()} needs a driver: {error}. "
+            f"Type: pip install {_DRIVERS.get(error.name or '', error.name)}"
         ) from error
     except SQLAlchemyError as error:
         raise (ServerAway if is_away(error) else StoreError)(
-            f"The tracking database {without_secret(mlflow.get_tracking_uri())} could not "
-            f"{action}: {error}"
+            f"The tracking database {_here()} could not {action}: {_text(error)}"
         ) from error
+
+
+def _in_our_words(action: str, error: MlflowException) -> StoreError:
+    if error.error_code == "ENDPOINT_NOT_FOUND":
+        return UnsupportedStore(
+            f"The tracking server {_here()} does not know logged models ({action}). {UPGRADE}"
+        )
+    if is_denied(error):
+        return StoreError(
+            f"The tracking server {_here()} does not permit to {action}. {advice(error)}"
+        )
+    if not is_away(error):
+        return StoreError(f"The tracking server refused to {action}: {_text(error)}")
+    why = reason(error)
+    if why is None:
+        return ServerAway(f"The tracking server could not {action}: {_text(error)}")
+    return ServerAway(
+        f"The tracking server {_here()} could not {action}: it does not answer ({why})."
+    )
+
+
+def _here() -> str:
+    return without_secret(mlflow.get_tracking_uri())
+
+
+def _text(error: Exception) -> str:
+    return hide_secret(error, mlflow.get_tracking_uri())
 
 
 def connect(uri: str) -> Connection:

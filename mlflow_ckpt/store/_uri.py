@@ -33,6 +33,12 @@ def without_secret(uri: str) -> str:
     return f"{head.partition('://')[0]}://***@{host}" if separator else uri
 
 
+def hide_secret(text: object, uri: str) -> str:
+    """`text`, in which somebody else may have repeated `uri` with its user and password."""
+    secret, separator, _ = uri.partition("://")[2].rpartition("@")
+    return str(text).replace(f"{secret}@", "***@") if separator else str(text)
+
+
 def portable(uri: str) -> str:
     """`uri` as another process can use it, from any folder, without a password."""
     scheme, separator, name = uri.partition(":///")
