@@ -84,23 +84,22 @@ def name_all(
         The names by path; and by their position in `variables` those of variables, also of
         what a layer does not store as it is, such as LoRA's factors.
     """
-    owners: dict[str, dict[str, str]] = defaultdict(dict)
+    owners: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for path in tensors:
         place = place_of(path, names)
-        owners[place.owner][place.key] = path
+        owners[place.owner].append((place.key, path))
     keys = _Keys(names, owners)
     groups, root = _Groups(variables), names.get("", "")
     found: dict[str, Name] = {}
     positions: dict[int, Name] = {}
     for owner in sorted(owners, key=keys.sort_key):
-        paths = [owners[owner][key] for key in sorted(owners[owner], key=_natural)]
+        rows = sorted(owners[owner], key=lambda row: (_natural(row[0]), row[1]))
         chain = keys.chain(owner)
-        prefix, matched = groups.take(chain, [tensors[path] for path in paths])
+        prefix, matched = groups.take(chain, [tensors[path] for _, path in rows])
         layer = (prefix if prefix is not None else "/".join(chain)).removeprefix(f"{root}/")
         if layer == root:
             layer = ""
-        for path, position in zip(paths, matched, strict=True):
-            stored = place_of(path, names).key
+        for (stored, path), position in zip(rows, matched, strict=True):
             variable = stored if position is None else variables[position][0].rpartition("/")[2]
             key = (keys.of(owner), stored if _NAMELESS.fullmatch(variable) else variable)
             order = len(variables) + len(found) if position is None else position

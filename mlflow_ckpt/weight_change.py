@@ -88,11 +88,15 @@ class Sums:
 
         What is no number (text, opaque bytes) is counted in `elements` and `changed`.
         """
+        if _is_opaque(a) or _is_opaque(b):
+            self._counts["elements"] += a.size
+            self._counts["changed"] += _changed(a, b) if a.dtype == b.dtype else a.size
+            return
+        if (a.dtype.kind == "c") != (b.dtype.kind == "c"):
+            a, b = a.astype(np.complex128), b.astype(np.complex128)
         a, b = _plain(a), _plain(b)
         self._counts["elements"] += a.size
         self._counts["changed"] += _changed(a, b)
-        if _is_opaque(a) or _is_opaque(b):
-            return
         wide = np.dtype(np.float64) in (a.dtype.newbyteorder("="), b.dtype.newbyteorder("="))
         x, y = a.astype(np.float64), b.astype(np.float64)
         finite = self._count_not_finite(x, "a") & self._count_not_finite(y, "b")
@@ -177,8 +181,6 @@ def _is_opaque(x: Array) -> bool:
 
 def _changed(a: Array, b: Array) -> int:
     if a.dtype != b.dtype:
-        if _is_opaque(a) or _is_opaque(b):
-            return a.size
         x, y = a.astype(np.float64), b.astype(np.float64)
         return int(((x != y) & ~(np.isnan(x) & np.isnan(y))).sum())
     size = a.dtype.itemsize

@@ -76,6 +76,9 @@ def test_two_dtypes_are_compared_by_value() -> None:
     found = change(a, a.astype(ml_dtypes.bfloat16))
     assert (found.changed, found.change, found.nan_a, found.nan_b) == (0, 0.0, 1, 1)
     assert change(a, np.array([1, 3, 0], np.int8)).changed == 2
+    found = change(np.array([3 + 4j, 1], np.complex64), np.array([3, 1], np.float32))
+    assert (found.elements, found.changed, found.change) == (4, 1, 4.0)
+    assert change(np.array([1j, 1]), np.zeros(2, "V16")).elements == 2
 
 
 def test_text_is_counted_and_not_measured() -> None:
