@@ -130,6 +130,7 @@ def _check_whole(checkpoint: Checkpoint) -> None:
         raise ConfigError(
             "Expected a checkpoint of a whole model: only such a one can be served. Received: "
             f"{checkpoint.name}, which holds weights only. Load them into your model with "
-            f"load_weights(model, {checkpoint.run_id!r}, 'step={checkpoint.step}'), save it whole "
-            "with save(model), and register that one."
+            f"load_weights(model, {checkpoint.run_id!r}, "
+            f"'step={checkpoint.step}@{checkpoint.series}'), save it whole with save(model), and "
+            "register that one."
         )
