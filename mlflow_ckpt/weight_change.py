@@ -98,7 +98,7 @@ class Sums:
         self._counts["elements"] += a.size
         self._counts["changed"] += _changed(a, b)
         wide = np.dtype(np.float64) in (a.dtype.newbyteorder("="), b.dtype.newbyteorder("="))
-        x, y = a.astype(np.float64), b.astype(np.float64)
+        x, y = _float64(a), _float64(b)
         finite = self._count_not_finite(x, "a") & self._count_not_finite(y, "b")
         if not finite.all():
             x, y = x[finite], y[finite]
@@ -174,6 +174,11 @@ def _plain(x: Array) -> Array:
     return x.view(x.real.dtype) if x.dtype.kind == "c" else x
 
 
+def _float64(x: Array) -> Array:
+    with np.errstate(invalid="ignore"):  # a NaN that signals is one all the same
+        return x.astype(np.float64)
+
+
 def _is_opaque(x: Array) -> bool:
     """Text, or bytes of which nobody says what they are; bfloat16 is of the same kind."""
     return x.dtype.kind == "S" or x.dtype.type is np.void
@@ -181,7 +186,7 @@ def _is_opaque(x: Array) -> bool:
 
 def _changed(a: Array, b: Array) -> int:
     if a.dtype != b.dtype:
-        x, y = a.astype(np.float64), b.astype(np.float64)
+        x, y = _float64(a), _float64(b)
         return int(((x != y) & ~(np.isnan(x) & np.isnan(y))).sum())
     size = a.dtype.itemsize
     if size in (1, 2, 4, 8):

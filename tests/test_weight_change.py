@@ -110,6 +110,12 @@ def test_what_is_not_finite_is_counted_and_hides_nothing() -> None:
     assert found.not_finite == 6
 
 
+def test_a_nan_that_signals_is_one() -> None:
+    signals = np.array([0x7FA00000, 0x3F800000], np.uint32).view(np.float32)
+    found = change(signals, signals)
+    assert (found.nan_a, found.changed, found.relative) == (1, 0, 0.0)
+
+
 def test_a_tensor_that_became_nan_has_no_relative_change() -> None:
     found = change([1.0, 2.0], [np.nan, np.nan])
     assert (found.compared, found.changed, found.relative, found.cosine) == (0, 2, None, None)
