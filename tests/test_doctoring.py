@@ -58,6 +58,14 @@ def everything_below(folder: Path) -> set[Path]:
     return set(folder.rglob("*")) if folder.exists() else set()
 
 
+@pytest.fixture(autouse=True)
+def nobody_left_waiting() -> Iterator[None]:
+    """A doctor that leaves a thread alone ends its process, and that is the one of the tests."""
+    yield
+    while doctoring.still_waits():
+        time.sleep(0.01)
+
+
 @pytest.fixture
 def experiment(tracking: str, request: pytest.FixtureRequest) -> str:
     """Name of the test's own experiment, which the environment names too."""
@@ -246,8 +254,6 @@ def test_a_client_that_tries_again_for_minutes_is_left_to_itself(
         over.set()
     assert found["artifact speed"]["text"] == "No answer within 0.2 s."
     assert ended == [1]
-    while doctoring.still_waits():
-        time.sleep(0.01)
 
 
 def test_an_answer_or_a_failure_comes_through_from_its_thread() -> None:
