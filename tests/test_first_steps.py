@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 from builders import fit, mlp
 from calling import Cli
+from mlflow.tracking import fluent
 
 import mlflow_ckpt as ckpt
 from mlflow_ckpt import MlflowCheckpoint
@@ -59,6 +60,7 @@ def text_of(error: type[Exception], do: Callable[[], object]) -> str:
 
 
 def test_a_fit_without_a_run() -> None:
+    fluent._last_active_run_id.set(None)  # Other tests of this process have ended runs.
     assert text_of(NoActiveRun, lambda: fit(mlp(), MlflowCheckpoint())) == (
         "No MLflow run is active and none was named. Put the call into `with mlflow.start_run():`, "
         "or name a run: run_id='...' or MLFLOW_RUN_ID."
