@@ -32,6 +32,7 @@ from mlflow_ckpt.store._across import Across
 from mlflow_ckpt.store._card import versions
 from mlflow_ckpt.store._connection import translated
 from mlflow_ckpt.store._deleter import Deleter, State, tell_that_it_may_be_registered
+from mlflow_ckpt.store._page import Page
 from mlflow_ckpt.store._upkeep import Upkeep
 
 
@@ -74,6 +75,11 @@ class Store:
     def upkeep(self) -> Upkeep:
         """What happens to checkpoints after their commit: see `_upkeep`."""
         return Upkeep(self._connection)
+
+    @property
+    def page(self) -> Page:
+        """What a person finds about the checkpoints of a run: see `_page`."""
+        return Page(self._connection)
 
     @property
     def across(self) -> Across:
@@ -161,7 +167,7 @@ class Store:
         with translated("record the series"):
             self._client.set_tag(run.run_id, series.tag, series.to_json())
             document = {"series": series.name, **json.loads(series.to_json())}
-            self._client.log_dict(run.run_id, document, f"checkpoints/{series.name}.json")
+            self._client.log_dict(run.run_id, document, f"checkpoints/{series.file}")
 
     def lease_tag(self, run: Run, series: str) -> _lease.LeaseTag:
         """The tag in which the process that writes a series says so."""
