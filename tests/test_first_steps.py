@@ -6,6 +6,7 @@ model.", is theirs; it is held here where a first-time user meets it through thi
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ import numpy as np
 import pytest
 from builders import fit, mlp
 from calling import Cli
+from click.testing import CliRunner
 from mlflow.tracking import fluent
 
 import mlflow_ckpt as ckpt
@@ -39,6 +41,7 @@ from mlflow_ckpt.errors import (
     UnsupportedStore,
 )
 
+ROOT = Path(__file__).parents[1]
 NOBODY = "0123456789abcdef0123456789abcdef"
 UPGRADE = (
     "Checkpoints are MLflow 3 logged models. Use a tracking server of MLflow 3 or later "
@@ -185,6 +188,22 @@ def test_what_was_not_compiled_is_keras_s_to_tell() -> None:
         ckpt.save(uncompiled())
     again = ckpt.load_model(run.info.run_id)
     assert text_of(ValueError, lambda: again.evaluate(x, y, verbose=0)) == KERAS_SAYS
+
+
+def test_a_project_asked_to_evaluate_what_was_never_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "projects"))
+    common = importlib.import_module("common")
+    with mlflow.start_run() as run:
+        made = ckpt.save(uncompiled())
+    command = common.evaluate_command(lambda _: (np.zeros((4, 4)), np.zeros((4, 1))))
+    done = CliRunner().invoke(command, ["--run-id", run.info.run_id, "--which", "latest"])
+    assert (done.exit_code, done.output) == (
+        1,
+        f"Error: The model of {made.name} was never compiled, so that it has no loss to evaluate. "
+        "Before the training: model.compile(optimizer, loss, metrics=[...])\n",
+    )
 
 
 def test_weights_need_no_compiled_model() -> None:
