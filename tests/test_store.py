@@ -45,6 +45,7 @@ from mlflow_ckpt import (
     links,
     parcel,
     parts,
+    reporter,
     snapshot,
 )
 from mlflow_ckpt.errors import (
@@ -707,21 +708,49 @@ def test_the_requests_of_one_checkpoint_are_those_of_the_docstring(server: Track
     assert {"loss", "nan"} <= set(mlflow.get_run(run.info.run_id).data.metrics)
 
 
-@pytest.mark.backends("local")
-def test_a_longer_fit_asks_nothing_more_than_its_checkpoints_do(
-    server: TrackingServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def requests(keep: Keep | None, epochs: int) -> Counter[str]:
-        with mlflow.start_run() as run:
-            server.requests.clear()
-            fit(mlp(), MlflowCheckpoint(keep=keep), epochs=epochs)
-            settle((server.uri, run.info.run_id))
-            # Its lease is given back by a thread, for which a fit waits no longer than a moment.
-            until(lambda: all(t.name != "mlflow-ckpt-lease" for t in threading.enumerate()))
-            return Counter(without_ids(r) for r in server.requests)
+def requests_of_a_fit(server: TrackingServer, *, epochs: int, **options: Any) -> Counter[str]:
+    """What a fit asks of a server, with the report that ends it."""
+    with mlflow.start_run() as run:
+        server.requests.clear()
+        fit(mlp(), MlflowCheckpoint(**options), epochs=epochs)
+        settle((server.uri, run.info.run_id))
+        # Its lease is given back by a thread, for which a fit waits no longer than a moment.
+        until(lambda: all(t.name != "mlflow-ckpt-lease" for t in threading.enumerate()))
+        return Counter(without_ids(r) for r in server.requests)
 
-    # A beat falls where the clock says.
+
+@pytest.fixture
+def by_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A beat of the lease, and a report in the middle of a fit, fall where the clock says."""
     monkeypatch.setattr(parts, "Lease", partial(Lease, ttl_s=7_200, beat_s=3_600))
+    monkeypatch.setattr(reporter, "_FIRST_S", 3_600.0)
+
+
+@pytest.mark.backends("local")
+@pytest.mark.usefixtures("by_no_clock")
+def test_a_report_costs_a_few_requests(server: TrackingServer) -> None:
+    requests_of_a_fit(server, epochs=1)
+    without = requests_of_a_fit(server, epochs=1, report=False)
+    assert requests_of_a_fit(server, epochs=1) - without == Counter(
+        {
+            "GET api/2.0/mlflow/runs/get": 1,
+            "GET api/2.0/mlflow-artifacts/artifacts": 1,  # histories
+            "POST api/2.0/mlflow/logged-models/search": 1,
+            "GET api/2.0/mlflow/metrics/get-history": 5,  # one for each curve
+            "PUT .../artifacts/checkpoints/ckpt.history.json": 1,
+            "PUT .../artifacts/checkpoints/checkpoints.json": 1,
+            "PUT .../artifacts/checkpoints/report.html": 1,
+            "POST api/2.0/mlflow/runs/log-batch": 1,  # description, and the table's name
+        }
+    )
+
+
+@pytest.mark.backends("local")
+@pytest.mark.usefixtures("by_no_clock")
+def test_a_longer_fit_asks_nothing_more_than_its_checkpoints_do(server: TrackingServer) -> None:
+    def requests(keep: Keep | None, epochs: int) -> Counter[str]:
+        return requests_of_a_fit(server, epochs=epochs, keep=keep)
+
     requests(None, 1)
     one = Counter(listed()) + Counter({"GET api/2.0/mlflow/runs/get": 1})  # the lease
     assert requests(None, 4) - requests(None, 3) == one
