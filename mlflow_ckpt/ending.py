@@ -97,6 +97,7 @@ class Ending:
             self._writer.put(parcel.ROWS, {"rows": parcel.pack_rows(rows), "measured": True})
         active = self._ground.store.is_active(self._ground.run.run_id)
         series = parcel.pack_series(self._series)
-        self._writer.put(parcel.END, {"active": active, "series": series})
+        report = self._writer.reporter is not None
+        self._writer.put(parcel.END, {"active": active, "series": series, "report": report})
         left = max(0.0, limit - (time.monotonic() - began)) if delivered else 0.0
         return self._saver.drain(left, stop)

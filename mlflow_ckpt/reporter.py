@@ -210,14 +210,18 @@ def _replace(path: Path, content: bytes) -> Path:
     return path
 
 
-def bring_up_to_date(store: Store, run_id: str) -> None:
-    """Write the report of a run that has one, after something else than a `fit` changed it."""
+def bring_up_to_date(store: Store, run_id: str, *, anew: bool = False) -> None:
+    """Write the report of a run that has one, after something else than a `fit` changed it.
+
+    Args:
+        anew: Whether to write one where there is none.
+    """
     if not is_wanted():
         return
     try:
         run = store.run(run_id, settled=False)
         histories = read_histories(store, run)
-        if histories:
+        if histories or anew:
             publish(store, page.gather(store, run, histories), {})
     except CheckpointError as error:
         say(f"the report of run {run_id} was not written: {error}")

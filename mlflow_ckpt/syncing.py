@@ -177,7 +177,7 @@ def _sync_one(waiting: Waiting, uri: str, told: Callable[[Waiting, Entry], None]
 
     refused: list[CheckpointError] = []
     try:
-        ended = _has_ended(journal)
+        ended, reports = _has_ended(journal), _reports(journal)
         use_tracking_uri(uri)
         store = Store()
         run = store.run(waiting.run_id, settled=False)
@@ -188,7 +188,7 @@ def _sync_one(waiting: Waiting, uri: str, told: Callable[[Waiting, Entry], None]
                     deliver_now(
                         store, journal, claim=lease, told=count, again=again, refused=refused
                     )
-                    bring_up_to_date(store, run.run_id)
+                    bring_up_to_date(store, run.run_id, anew=reports)
                     if ended and run.status == "RUNNING" and journal.writer_is_gone:
                         store.end_run(run, "FINISHED")
                 break
@@ -232,6 +232,12 @@ def _has_ended(journal: Journal) -> bool:
         elif entry.kind == parcel.STATUS:
             ended = False
     return ended
+
+
+def _reports(journal: Journal) -> bool:
+    """Whether a `fit` that waits here would have written the run's report."""
+    ends = [entry for entry in journal.waiting() if entry.kind == parcel.END]
+    return any(entry.data.get("report") for entry in ends)
 
 
 def deliver_now(

@@ -26,7 +26,30 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from mlflow_ckpt import resume, saving
+from mlflow_ckpt.reporter import SWITCH
 from mlflow_ckpt.store import _deleter
+
+# A report at the end of each of some thousand fits would take minutes. These are about reports,
+# or about what a user starts, kills and cuts off with everything switched on.
+WITH_REPORTS = {
+    "test_callback",
+    "test_fault_kill",
+    "test_fault_machines",
+    "test_fault_proxy",
+    "test_fault_server",
+    "test_fault_signals",
+    "test_kill",
+    "test_kill_spool",
+    "test_notebook",
+    "test_page",
+    "test_production",
+    "test_projects",
+    "test_relaunching",
+    "test_reporter",
+    "test_signals",
+    "test_ui",
+    "test_verifying",
+}
 
 
 @event.listens_for(Engine, "connect")
@@ -133,6 +156,8 @@ def tracking(
     for name in [n for n in os.environ if n.startswith("MLFLOW_") and "TELEMETRY" not in n]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("MLFLOW_CKPT_SPOOL", str(tmp_path / "spool"))
+    if request.module.__name__.rpartition(".")[2] not in WITH_REPORTS:
+        monkeypatch.setenv(SWITCH, "false")
     for name, value in backend.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)

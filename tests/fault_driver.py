@@ -237,7 +237,12 @@ def shown(run_id: str) -> dict[str, Any]:
         },
         # A link outlives its model: those of models that are gone are counted nowhere.
         "links": sorted((names[o.model_id], o.step) for o in outputs if o.model_id in names),
-        "artifacts": sorted(f.path for f in client.list_artifacts(run_id, "checkpoints")),
+        # The report is for people, and told once where a server refuses it.
+        "artifacts": sorted(
+            f.path
+            for f in client.list_artifacts(run_id, "checkpoints")
+            if not f.path.endswith((".history.json", "report.html", "checkpoints.json"))
+        ),
     }
 
 

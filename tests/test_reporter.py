@@ -234,5 +234,7 @@ def test_a_spool_that_is_delivered_later_brings_it_up_to_date(
         for one in list(deliverer._ALIVE):
             one.stop()
             assert one.join(10)
+    assert artifacts(run.info.run_id) == set()
     assert call("sync", run.info.run_id).code == 0
     assert list(ckpt.list_checkpoints(run.info.run_id)["epoch"]) == [1]
+    assert {"report.html", "checkpoints.json"} <= artifacts(run.info.run_id)

@@ -138,7 +138,6 @@ def test_a_kill_around_any_request_is_made_good_by_the_next_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """`Killed` stands for the kill: nothing after it runs, no cleanup of the record either."""
-    monkeypatch.setenv("MLFLOW_CKPT_REPORT", "false")  # It makes some of these requests too.
     real = getattr(STEPS[step], step)
 
     def killed(*args: Any, **kwargs: Any) -> None:
@@ -724,6 +723,7 @@ def by_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """A beat of the lease, and a report in the middle of a fit, fall where the clock says."""
     monkeypatch.setattr(parts, "Lease", partial(Lease, ttl_s=7_200, beat_s=3_600))
     monkeypatch.setattr(reporter, "_FIRST_S", 3_600.0)
+    monkeypatch.delenv(reporter.SWITCH, raising=False)
 
 
 @pytest.mark.backends("local")
