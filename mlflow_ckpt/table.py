@@ -65,10 +65,11 @@ def print_columns(console: Console, columns: Sequence[Column], styles: Sequence[
             table.add_row(*cells, style=styles[index] if styles else None)
         console.print(table)
         return
+    widths = [column.width for column in columns]  # of every cell: once, and not for each row
     for row in zip(*((column.title, *column.cells) for column in columns), strict=True):
         padded = (
-            text.rjust(column.width) if column.right else text.ljust(column.width)
-            for text, column in zip(row, columns, strict=True)
+            text.rjust(width) if column.right else text.ljust(width)
+            for text, column, width in zip(row, columns, widths, strict=True)
         )
         console.print((" " * GAP).join(padded).rstrip())
 
