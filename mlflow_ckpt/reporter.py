@@ -12,6 +12,7 @@ wrong with it is told once and harms nothing else.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -70,35 +71,39 @@ class Reporter:
             again_s,
         )
         self._told = ""
+        # What the training thread says must not be lost while a report is being written.
+        self._lock = threading.Lock()
 
     def committed(self, checkpoint: Checkpoint, *, write_s: float, lag_s: float) -> None:
         """Note a commit."""
-        self._history.add(checkpoint, write_s=write_s, lag_s=lag_s)
-        self._stale = True
+        with self._lock:
+            self._history.add(checkpoint, write_s=write_s, lag_s=lag_s)
+            self._stale = True
 
     def resumed(self, *, fit: int, epoch: int, step: int) -> None:
         """Note that a fit goes on from a checkpoint."""
         at = now_ms()
-        self._history.resumed.append(Resumed(fit=fit, epoch=epoch, step=step, at=at))
-        self._stale = True
+        with self._lock:
+            self._history.resumed.append(Resumed(fit=fit, epoch=epoch, step=step, at=at))
+            self._stale = True
 
     def ending(self) -> None:
         """The fit has ended: the report that comes next, when all is delivered, is the last."""
-        if not self._ended:
-            self._ended = self._ends = self._stale = True
+        with self._lock:
+            if not self._ended:
+                self._ended = self._ends = self._stale = True
 
     def refresh_if_due(self) -> None:
         """Write the report if something has changed and its turn has come."""
-        if not self._stale or (time.monotonic() < self._due and not self._ends):
-            return
         began = time.monotonic()
-        self._stale = self._ends = False
+        with self._lock:
+            if not self._stale or (began < self._due and not self._ends):
+                return
+            self._stale = self._ends = False
         try:
             self.refresh()
-        except CheckpointError as error:
-            self._tell(str(error))
         except Exception as error:  # noqa: BLE001 (it is told; no training ends for a report)
-            self._tell(repr(error))
+            self._tell(_words(error))
         now = time.monotonic()
         self._due = now + max(self._again_s, _SHARE * (now - began))
 
@@ -111,10 +116,11 @@ class Reporter:
         run = self._store.run(self._run_id, settled=False)
         histories = read_histories(self._store, run)
         own = self._history.series
-        if not self._read and own in histories:
-            self._history = _joined(histories[own], self._history)
-        self._read = True
-        self._measure()
+        with self._lock:
+            if not self._read and own in histories:
+                self._history = _joined(histories[own], self._history)
+            self._read = True
+            self._measure()
         facts = page.gather(self._store, run, {**histories, own: self._history})
         files = {f"{_FOLDER}/{own}{_ENDING}": self._history.to_bytes()} if self._noted else {}
         publish(self._store, facts, files)
@@ -223,8 +229,12 @@ def bring_up_to_date(store: Store, run_id: str, *, anew: bool = False) -> None:
         histories = read_histories(store, run)
         if histories or anew:
             publish(store, page.gather(store, run, histories), {})
-    except CheckpointError as error:
-        say(f"the report of run {run_id} was not written: {error}")
+    except Exception as error:  # noqa: BLE001 (it is told; what was asked for is done)
+        say(f"the report of run {run_id} was not written: {_words(error)}")
+
+
+def _words(error: Exception) -> str:
+    return str(error) if isinstance(error, CheckpointError) else repr(error)
 
 
 def publish(store: Store, facts: page.Facts, files: Mapping[str, bytes]) -> None:
